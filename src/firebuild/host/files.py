@@ -1,0 +1,161 @@
+"""Files that are whole or absent: atomic writes, durable renames, sparse copies, free space."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from firebuild.errors import DiskFullError, FirebuildError, HostError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def map_os_error(error: OSError, doing: str) -> FirebuildError:
+    """The error to raise for an OSError: DiskFullError where space ran out, else HostError. `doing`: "writing `x`"."""
+    if error.errno in _FULL:
+        return DiskFullError(
+            f"no space left on the device while {doing}",
+            hint="free space with `firebuild gc`, or use a larger file system",
+        )
+    return HostError(f"{doing} failed: {error.strerror or error}")
+
+
+@contextmanager
+def open_atomic(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """A file that appears at `path` whole and durable when the block ends well, and not at all otherwise.
+
+    Written beside `path`, fsynced, renamed over it, and the folder fsynced. An error of fsync is an error of the
+    operation and is never retried: Linux drops the dirty pages. Raises DiskFullError, HostError.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise map_os_error(error, f"writing `{path}`") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Write `data` to `path`, whole and durable or not at all. Raises DiskFullError, HostError."""
+    with open_atomic(path, mode=mode) as file:
+        file.write(data)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Make a finished file visible under its name: fsync, rename, fsync the folder. Raises DiskFullError, HostError."""
+    try:
+        sync_file(temporary)
+        os.rename(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise map_os_error(error, f"publishing `{path}`") from error
+
+
+def sync_file(path: Path) -> None:
+    """fsync one file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """fsync a folder, so that the names in it are durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_sparse(path: Path, size_bytes: int, *, mode: int = 0o600) -> None:
+    """A new file of `size_bytes` that occupies nothing. Raises HostError if it exists."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            os.ftruncate(descriptor, size_bytes)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise map_os_error(error, f"making `{path}`") from error
+
+
+def copy_sparse(source: Path, target: Path, *, mode: int = 0o600) -> None:
+    """Copy a file, keeping its holes; target must not exist. Raises DiskFullError, HostError; a partial copy is removed."""
+    try:
+        with open(source, "rb", buffering=0) as reading:
+            size = os.fstat(reading.fileno()).st_size
+            make_sparse(target, size, mode=mode)
+            with open(target, "r+b", buffering=0) as writing:
+                offset = 0
+                while offset < size:
+                    try:
+                        start = os.lseek(reading.fileno(), offset, os.SEEK_DATA)
+                    except OSError as error:
+                        if error.errno == errno.ENXIO:
+                            break
+                        raise
+                    end = os.lseek(reading.fileno(), start, os.SEEK_HOLE)
+                    while start < end:
+                        copied = os.copy_file_range(reading.fileno(), writing.fileno(), end - start, start, start)
+                        if copied == 0:
+                            raise OSError(errno.EIO, "the source became shorter while it was copied")
+                        start += copied
+                    offset = end
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        raise map_os_error(error, f"copying `{source}` to `{target}`") from error
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that may still be written below `path`."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+def require_free(path: Path, needed_bytes: int, purpose: str) -> None:
+    """Raises DiskFullError before work starts if fewer than `needed_bytes` are free below `path`."""
+    free = free_bytes(path)
+    if free < needed_bytes:
+        raise DiskFullError(
+            f"{purpose} needs {needed_bytes // 2**20} MiB below `{path}`; {free // 2**20} MiB are free",
+            hint="free space with `firebuild gc`, or use a larger file system",
+        )
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder of our own and all below it; absent is fine. Never crosses into another file system. Raises HostError."""
+    if not path.exists() and not path.is_symlink():
+        return
+    try:
+        device = path.lstat().st_dev
+        for folder, names, _ in os.walk(path):
+            for name in names:
+                below = os.path.join(folder, name)
+                if not os.path.islink(below) and os.lstat(below).st_dev != device:
+                    raise HostError(f"`{below}` is a mount point; nothing below `{path}` was removed")
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise map_os_error(error, f"removing `{path}`") from error

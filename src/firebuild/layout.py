@@ -1,0 +1,135 @@
+"""Every path on the host that firebuild keeps state under, and nothing else.
+
+<state>/                        /var/lib/firebuild, or FIREBUILD_STATE
+├── firebuild.db                facts: machines, leases, events (SQLite, WAL)
+├── locks/                      one lock file per thing that only one process may change
+├── store/                      an OCI image layout: oci-layout, index.json, blobs/sha256/
+│   └── ingest/                 blobs that are not complete yet
+├── disks/<key>/                derived ext4 disks: disk.ext4, disk.json
+├── kernels/<name>/             vmlinux, modules.tar, kernel.json
+├── initramfs/                  derived initramfs files, by key
+├── cache/                      build cache records
+├── rootfs/<org>/<name>/<version>/  the seed's view: rootfs, metadata.json
+├── cni/                        cached CNI results
+└── machines/<id>/              a machine's disks, logs, records
+<run>/                          /run/firebuild, or FIREBUILD_RUN
+├── m/<id>/                     a machine's sockets (short: a Unix socket's path has 107 bytes)
+└── n/                          network namespaces are named fb-<id> in /run/netns
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from firebuild.errors import HostError, PathTooLongError
+from firebuild.names import MachineId
+
+SOCKET_PATH_MAX = 107
+DEFAULT_STATE = "/var/lib/firebuild"
+DEFAULT_RUN = "/run/firebuild"
+
+
+class MachineLayout:
+    """The paths of one machine: `state` survives until `rm`, `run` only while it runs."""
+
+    def __init__(self, state: Path, run: Path) -> None:
+        self.state = state
+        self.run = run
+        self.upper_disk = state / "upper.ext4"
+        self.work_disk = state / "work.ext4"
+        self.result_disk = state / "result.ext4"
+        self.root_copy = state / "root.ext4"
+        self.spec = state / "spec.json"
+        self.boot_document = state / "boot.json"
+        self.supervisor_config = state / "supervisor.json"
+        self.supervisor_log = state / "supervisor.log"
+        self.console_log = state / "console.log"
+        self.output_log = state / "output.log"
+        self.vmm_log = state / "vmm.log"
+        self.exit_record = state / "exit.json"
+        self.network = state / "network.json"
+        self.vmm_pid_file = run / "vmm.pid"
+        self.api_socket = run / "api.sock"
+        self.vsock = run / "v.sock"
+        self.push_socket = run / "v.sock_1025"
+        self.control_socket = run / "c.sock"
+
+    def check_lengths(self) -> None:
+        """Raises PathTooLongError, naming the path, before anything exists."""
+        for path in (self.api_socket, self.vsock, self.push_socket, self.control_socket):
+            if len(os.fsencode(path)) > SOCKET_PATH_MAX:
+                raise PathTooLongError(
+                    f"the socket path `{path}` has {len(os.fsencode(path))} bytes; the kernel takes {SOCKET_PATH_MAX}",
+                    hint="choose a shorter run folder (--run-cache or FIREBUILD_RUN)",
+                )
+
+
+class Layout:
+    """All host paths of one profile. Creating the object touches nothing; `ensure` makes the folders."""
+
+    def __init__(self, state: Path, run: Path, *, rootfs_root: Path | None = None) -> None:
+        self.state = state
+        self.run = run
+        self.database = state / "firebuild.db"
+        self.locks = state / "locks"
+        self.store = state / "store"
+        self.disks = state / "disks"
+        self.kernels = state / "kernels"
+        self.initramfs = state / "initramfs"
+        self.cache = state / "cache"
+        self.rootfs = rootfs_root or state / "rootfs"
+        self.cni = state / "cni"
+        self.machines = state / "machines"
+        self.machines_run = run / "m"
+
+    def machine(self, machine_id: MachineId) -> MachineLayout:
+        """The paths of one machine."""
+        return MachineLayout(self.machines / machine_id, self.machines_run / machine_id)
+
+    def ensure(self) -> None:
+        """Make the folders, private to root. Raises HostError where the file system refuses."""
+        try:
+            for folder in (self.state, self.run, self.locks, self.disks, self.kernels, self.initramfs, self.cache):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.cni, self.machines, self.machines_run):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # The unprivileged VMM must pass through to its own files; it cannot list them.
+            for folder in (
+                self.state,
+                self.run,
+                self.machines,
+                self.machines_run,
+                self.disks,
+                self.kernels,
+                self.initramfs,
+            ):
+                folder.chmod(0o711)
+        except OSError as error:
+            raise HostError(
+                f"cannot make the folder `{error.filename}`: {error.strerror}", hint="run firebuild as root"
+            ) from error
+
+
+def load_layout() -> Layout:
+    """The layout that the environment names, or the default."""
+    state = Path(os.environ.get("FIREBUILD_STATE") or DEFAULT_STATE).absolute()
+    run = Path(os.environ.get("FIREBUILD_RUN") or DEFAULT_RUN).absolute()
+    return Layout(state, run)
+
+
+def find_bundled(name: str) -> Path | None:
+    """A program or file that the package carries (`vminit`, `firebuild-supervisor`, conflists), or None."""
+    path = Path(__file__).parent / "_bundled" / name
+    return path if path.exists() else None
+
+
+def get_bundled(name: str) -> Path:
+    """As find_bundled; raises HostError naming the file and how to build it."""
+    path = find_bundled(name)
+    if path is None:
+        raise HostError(
+            f"the bundled file `{name}` is missing from this installation",
+            hint="in a source checkout run `./dev guest`",
+        )
+    return path
