@@ -1,0 +1,315 @@
+"""Attaching a machine to a network and detaching it: namespace, CNI chain, tap, published ports, in an order that survives kills."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from firebuild.errors import CniError, ConflictError, FirebuildError, NetworkError, UsageError
+from firebuild.host import netns, process
+from firebuild.host.deadline import Deadline
+from firebuild.host.locks import hold_lock
+from firebuild.host.marked import kill_marked_processes
+from firebuild.names import MachineId, PortMapping
+from firebuild.network import cni, dns, records, rules, tap
+from firebuild.network.conflist import Network, NetworkSettings, find_network, get_network, list_networks
+from firebuild.network.ports import check_ports
+from firebuild.network.records import Attachment, Progress, Record
+from firebuild.network.result import Interface, Names, parse_result
+
+__all__ = [
+    "Attachment",
+    "Network",
+    "NetworkSettings",
+    "attach_network",
+    "detach_network",
+    "find_attachment",
+    "find_network",
+    "list_attachments",
+    "list_networks",
+]
+
+TAP = "tap0"
+UNDO_TIMEOUT_S = 120.0
+
+
+def attach_network(
+    settings: NetworkSettings,
+    *,
+    machine_id: MachineId,
+    network: str,
+    ports: Sequence[PortMapping] = (),
+    address: str | None = None,
+    tap_owner: tuple[int, int] | None = None,
+    deadline: Deadline,
+) -> Attachment:
+    """Give a machine a namespace in a network, with a tap for its VMM; all of it, or none and an error.
+
+    `address`: an IP address, with or without a prefix length. `tap_owner`: the (uid, gid) that may open the tap.
+    A record is written first. If undoing fails as well, it stays, and detach_network can be called again.
+    Raises NotFoundError, ConflictError, UsageError, CniError, NetworkError, MissingProgramError, DeadlineError, HostError.
+    """
+    chosen = get_network(settings, network)
+    record = _plan_record(chosen, machine_id, ports, address)
+    cni.check_plugins(settings.bin_dirs, chosen.plugins)
+    if chosen.needs_iptables():
+        process.get_program("iptables")
+    records.ensure_folders(settings, network)
+    with _hold_network(settings, network, deadline):
+        if records.find_record(settings, machine_id) is not None:
+            raise ConflictError(f"the machine `{machine_id}` is attached to a network already")
+        with hold_lock(records.ports_lock_path(settings), "the table of published ports", deadline=deadline):
+            check_ports(settings, record.ports, deadline)
+            records.save_record(settings, record)
+        try:
+            return _set_up(settings, record, address, tap_owner, deadline)
+        except BaseException as error:
+            _undo(settings, record, error)
+            raise
+
+
+def detach_network(settings: NetworkSettings, machine_id: MachineId, *, deadline: Deadline) -> None:
+    """Take a machine out of its network; nothing is left of it afterwards. Not attached is fine.
+
+    Works from the record alone: after a crash at any point, after a reboot, with the namespace gone. If a plugin fails, the
+    others are still run, the record is kept, and the call can be repeated.
+    Raises CniError, NetworkError, MissingProgramError, DeadlineError, BusyError, HostError.
+    """
+    record = records.find_record(settings, machine_id)
+    if record is None:
+        return
+    records.ensure_folders(settings, record.network)
+    with _hold_network(settings, record.network, deadline):
+        record = records.find_record(settings, machine_id)
+        if record is not None:
+            _take_down(settings, record, deadline)
+
+
+def find_attachment(settings: NetworkSettings, machine_id: MachineId) -> Attachment | None:
+    """A machine's attachment, or None if there is none or it is not whole."""
+    record = records.find_record(settings, machine_id)
+    return record.attachment if record is not None else None
+
+
+def list_attachments(settings: NetworkSettings) -> list[str]:
+    """The ids of all machines that have a record, whole or not, sorted."""
+    return records.list_records(settings)
+
+
+def _hold_network(settings: NetworkSettings, network: str, deadline: Deadline) -> AbstractContextManager[None]:
+    return hold_lock(records.lock_path(settings, network), f"the network `{network}`", deadline=deadline)
+
+
+def _plan_record(network: Network, machine_id: MachineId, ports: Sequence[PortMapping], address: str | None) -> Record:
+    """What is to be done, or an error before anything is done."""
+    if ports and not network.has_capability("portMappings"):
+        raise NetworkError(
+            f"the network `{network.name}` cannot publish ports",
+            hint="add the `portmap` plugin with the capability `portMappings` to its configuration",
+        )
+    ips, arguments = _plan_address(network, address) if address is not None else ([], "")
+    return Record(
+        machine_id=machine_id,
+        network=network.name,
+        cni_version=network.cni_version,
+        plugins=network.plugins,
+        netns=f"fb-{machine_id}",
+        ports=list(ports),
+        ips=ips,
+        arguments=arguments,
+    )
+
+
+def _plan_address(network: Network, text: str) -> tuple[list[str], str]:
+    """How to ask for an address: by the capability `ips`, else by CNI_ARGS, which host-local and static understand."""
+    try:
+        wanted = ipaddress.ip_interface(text)
+    except ValueError:
+        raise UsageError(f"`{text}` is not an IP address") from None
+    subnets = [ipaddress.ip_network(subnet, strict=False) for subnet in network.subnets]
+    around = [subnet for subnet in subnets if wanted.ip in subnet]
+    if subnets and not around:
+        known = ", ".join(f"`{subnet}`" for subnet in subnets)
+        raise NetworkError(f"the address `{wanted.ip}` is not in the network `{network.name}`", hint=f"it has {known}")
+    if network.has_capability("ips"):
+        return [f"{wanted.ip}/{around[0].prefixlen}" if around and "/" not in text else text], ""
+    if any((plugin.get("ipam") or {}).get("type") == "host-local" for plugin in network.plugins):
+        return [], f"IgnoreUnknown=1;IP={wanted.ip}"
+    raise NetworkError(
+        f"the network `{network.name}` cannot give a machine an address of its choice",
+        hint="declare the capability `ips` in its configuration, with an IPAM plugin that has it",
+    )
+
+
+def _invocation(settings: NetworkSettings, record: Record) -> cni.Invocation:
+    return cni.Invocation(
+        network=record.network,
+        cni_version=record.cni_version,
+        container_id=record.machine_id,
+        netns_path=str(netns.netns_path(record.netns)),
+        bin_dirs=settings.bin_dirs,
+        runtime=cni.RuntimeArguments(ports=tuple(record.ports), ips=tuple(record.ips)),
+        arguments=record.arguments,
+    )
+
+
+def _set_up(
+    settings: NetworkSettings,
+    record: Record,
+    address: str | None,
+    tap_owner: tuple[int, int] | None,
+    deadline: Deadline,
+) -> Attachment:
+    path = netns.create_netns(record.netns)
+    netns.run_in_netns(record.netns, tap.quiet_namespace)
+    invocation = _invocation(settings, record)
+    result: dict[str, Any] = {}
+    for index, plugin in enumerate(record.plugins):
+        records.save_progress(settings, record.machine_id, Progress(result or None))
+        answer = cni.add_plugin(invocation, plugin, result or None, deadline)
+        # A result is kept for DEL only if it still says what the plugins before it need then: the addresses.
+        if index == len(record.plugins) - 1 or _known_addresses(record.network, result):
+            parse_result(record.network, answer)
+        result = answer
+    records.save_progress(settings, record.machine_id, Progress(result))
+    interface = parse_result(record.network, result)
+    if address is not None:
+        _check_address(record.network, interface, address)
+    link = netns.run_in_netns(record.netns, lambda: tap.join_tap(cni.INTERFACE, TAP, owner=tap_owner))
+    if record.ports:
+        rules.accept_published(record.machine_id, interface.addresses, deadline)
+    names, warnings = _load_names(interface)
+    attachment = Attachment(
+        machine_id=record.machine_id,
+        network=record.network,
+        netns=record.netns,
+        netns_path=str(path),
+        interface=cni.INTERFACE,
+        tap=TAP,
+        mac=link.mac,
+        addresses=interface.addresses,
+        gateway=interface.gateway,
+        gateway6=interface.gateway6,
+        mtu=link.mtu,
+        nameservers=names.nameservers,
+        search=names.search,
+        options=names.options,
+        host_interface=interface.host_interface,
+        ports=record.ports,
+        cni_version=record.cni_version,
+        warnings=warnings,
+    )
+    records.save_record(settings, msgspec.structs.replace(record, result=result, attachment=attachment))
+    records.delete_progress(settings, record.machine_id)
+    return attachment
+
+
+def _check_address(network: str, interface: Interface, address: str) -> None:
+    given = [ipaddress.ip_interface(each).ip for each in interface.addresses]
+    if ipaddress.ip_interface(address).ip not in given:
+        raise NetworkError(
+            f"the network `{network}` gave the machine {given[0]} instead of the address `{address}` that was asked for"
+        )
+
+
+def _load_names(interface: Interface) -> tuple[Names, list[str]]:
+    versions = {ipaddress.ip_interface(each).version for each in interface.addresses}
+    return dns.plan_names(
+        interface.names,
+        dns.load_names(dns.RESOLV_CONF) or Names(),
+        dns.load_names(dns.UPSTREAM_RESOLV_CONF),
+        has_ipv4=4 in versions,
+        has_ipv6=6 in versions,
+    )
+
+
+def _undo(settings: NetworkSettings, record: Record, error: BaseException) -> None:
+    """Take down what a failed or interrupted attach made; a second failure is told with the first."""
+    try:
+        _take_down(settings, record, Deadline(UNDO_TIMEOUT_S, f"undoing the attachment of `{record.machine_id}`"))
+    except FirebuildError as second:
+        told = f"undoing it failed too: {second.message}; its record is kept, and `firebuild purge` tries again"
+        if isinstance(error, FirebuildError):
+            error.details = f"{error.details}\n{told}" if error.details else told
+        else:
+            error.add_note(told)
+
+
+def _take_down(settings: NetworkSettings, record: Record, deadline: Deadline) -> None:
+    machine_id = record.machine_id
+    progress = records.find_progress(settings, machine_id)
+    # Something went wrong before: then plugins may still run, or may be unable to find all that they made.
+    unclean = progress is not None or record.attachment is None
+    if unclean and not kill_marked_processes("CNI_CONTAINERID", machine_id):
+        raise NetworkError(f"a CNI plugin that was started for `{machine_id}` does not end")
+    result = record.result or (progress.result if progress is not None else None)
+    if not _is_mounted(netns.netns_path(record.netns)):
+        # Plugins do more when there is a namespace to look into: an empty one stands in.
+        netns.delete_netns(record.netns)
+        netns.create_netns(record.netns)
+    unclean = unclean or not netns.run_in_netns(record.netns, _has_interface)
+    records.save_progress(settings, machine_id, Progress(result))
+    failures = _delete_all(_invocation(settings, record), record, result, deadline)
+    if record.ports:
+        rules.remove_accept_published(machine_id, _known_addresses(record.network, result), deadline)
+    if failures:
+        raise _combine(failures)
+    if unclean:
+        rules.sweep_rules(machine_id, deadline)
+    netns.delete_netns(record.netns)
+    records.delete_record(settings, machine_id)
+
+
+def _known_addresses(network: str, result: dict[str, Any] | None) -> list[str]:
+    try:
+        return parse_result(network, result or {}).addresses
+    except NetworkError:
+        return []  # Then no rule was made.
+
+
+def _delete_all(
+    invocation: cni.Invocation, record: Record, result: dict[str, Any] | None, deadline: Deadline
+) -> list[FirebuildError]:
+    """DEL by every plugin, last first; what failed. One that fails is tried twice.
+
+    The bridge plugin up to 1.1.1 fails on DEL when its ADD did not get as far as masquerading, and succeeds when asked again.
+    """
+    failures: list[FirebuildError] = []
+    for plugin in reversed(record.plugins):
+        try:
+            try:
+                cni.delete_plugin(invocation, plugin, result, deadline)
+            except CniError:
+                cni.delete_plugin(invocation, plugin, result, deadline)
+        except FirebuildError as error:
+            failures.append(error)
+    return failures
+
+
+def _combine(failures: list[FirebuildError]) -> FirebuildError:
+    first = failures[0]
+    others = [f"and: {failure.message}" for failure in failures[1:]]
+    first.details = "\n".join([*([first.details] if first.details else []), *others]) or None
+    if first.hint is None:
+        first.hint = "the record of the attachment is kept: call again once the plugin works"
+    return first
+
+
+def _has_interface() -> bool:
+    """Whether the plugins' interface is in this thread's namespace: from it they read what to undo."""
+    return any(name == cni.INTERFACE for _, name in socket.if_nameindex())
+
+
+def _is_mounted(path: Path) -> bool:
+    """Whether a namespace is bound there; a crash can leave the bare file."""
+    try:
+        return os.stat(path).st_dev != os.stat(path.parent).st_dev
+    except OSError:
+        return False

@@ -1,0 +1,179 @@
+"""What is on disk of each attachment: written before anything is done for it, removed when nothing of it is left."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from firebuild.errors import NetworkError
+from firebuild.host.files import map_os_error, sync_folder, write_atomic
+from firebuild.names import MachineId, PortMapping
+from firebuild.network.conflist import NetworkSettings
+
+RECORD_VERSION = 1
+
+
+class Attachment(msgspec.Struct, frozen=True):
+    """A machine's place in a network.
+
+    `netns`: the namespace's name, `netns_path`: where it is mounted; in it are `interface` (the CNI plugins' own) and `tap` (the
+    VMM's). The guest takes `mac`, `addresses` (CIDR form, IPv4 first), `gateway`, `gateway6`, `mtu` (bytes) and the names.
+    `host_interface`: the veth's end on the host, empty if there is none. `warnings`: sentences for the user.
+    """
+
+    machine_id: MachineId
+    network: str
+    netns: str
+    netns_path: str
+    interface: str
+    tap: str
+    mac: str
+    addresses: list[str]
+    gateway: str | None
+    gateway6: str | None
+    mtu: int
+    nameservers: list[str]
+    search: list[str]
+    options: list[str]
+    host_interface: str
+    ports: list[PortMapping]
+    cni_version: str
+    warnings: list[str] = []
+
+
+class Record(msgspec.Struct, frozen=True):
+    """One attachment, wanted or whole: `attachment` and `result` (the last plugin's) are there once it is whole.
+
+    `plugins` is the configuration as it was used for ADD: DEL gets the same, whatever the user's files say by then.
+    """
+
+    machine_id: MachineId
+    network: str
+    cni_version: str
+    plugins: list[dict[str, Any]]
+    netns: str
+    ports: list[PortMapping]
+    ips: list[str]
+    arguments: str
+    result: dict[str, Any] | None = None
+    attachment: Attachment | None = None
+    version: int = RECORD_VERSION
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """There while plugins run; `result` is that of the last one that ended. Not durable: a reboot clears what it is for."""
+
+    result: dict[str, Any] | None = None
+
+
+def _folder(settings: NetworkSettings) -> Path:
+    return settings.cache_dir / "attachments"
+
+
+def _record_path(settings: NetworkSettings, machine_id: str) -> Path:
+    return _folder(settings) / f"{machine_id}.json"
+
+
+def _progress_path(settings: NetworkSettings, machine_id: str) -> Path:
+    return _folder(settings) / f"{machine_id}.progress"
+
+
+def lock_path(settings: NetworkSettings, network: str) -> Path:
+    """The lock of one network: its plugins run one chain at a time."""
+    return settings.cache_dir / "locks" / network / "lock"
+
+
+def ports_lock_path(settings: NetworkSettings) -> Path:
+    """The lock under which published ports are compared and taken."""
+    return settings.cache_dir / "locks" / "_ports" / "lock"  # no network's name starts with `_`
+
+
+def ensure_folders(settings: NetworkSettings, network: str) -> None:
+    """Make the folders for records and for the locks that a network needs. Raises HostError."""
+    for folder in (_folder(settings), lock_path(settings, network).parent, ports_lock_path(settings).parent):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise map_os_error(error, f"making the folder `{folder}`") from error
+
+
+def save_record(settings: NetworkSettings, record: Record) -> None:
+    """Write a record, durably. Raises HostError, DiskFullError."""
+    write_atomic(_record_path(settings, record.machine_id), msgspec.json.encode(record))
+
+
+def find_record(settings: NetworkSettings, machine_id: str) -> Record | None:
+    """A machine's record, or None. Raises NetworkError if it cannot be understood."""
+    path = _record_path(settings, machine_id)
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=Record)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise NetworkError(f"the attachment record `{path}` cannot be read: {error}") from error
+    if record.version != RECORD_VERSION:
+        raise NetworkError(
+            f"the attachment record `{path}` has version {record.version}; this firebuild knows version {RECORD_VERSION}",
+            hint="use the version of firebuild that wrote it",
+        )
+    return record
+
+
+def delete_record(settings: NetworkSettings, machine_id: str) -> None:
+    """Forget an attachment, durably. Raises HostError."""
+    path = _record_path(settings, machine_id)
+    try:
+        _progress_path(settings, machine_id).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise map_os_error(error, f"removing `{path}`") from error
+
+
+def list_records(settings: NetworkSettings) -> list[str]:
+    """The machine ids that have a record, sorted."""
+    try:
+        return sorted(
+            path.stem for path in _folder(settings).iterdir() if path.suffix == ".json" and path.name[0] != "."
+        )
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise map_os_error(error, f"reading the folder `{_folder(settings)}`") from error
+
+
+def save_progress(settings: NetworkSettings, machine_id: str, progress: Progress) -> None:
+    """Note that plugins run, and how far they got. Raises HostError, DiskFullError."""
+    path = _progress_path(settings, machine_id)
+    temporary = path.with_suffix(".progress.tmp")
+    try:
+        temporary.write_bytes(msgspec.json.encode(progress))
+        os.rename(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise map_os_error(error, f"writing `{path}`") from error
+
+
+def find_progress(settings: NetworkSettings, machine_id: str) -> Progress | None:
+    """The progress note, or None. One that a power cut spoilt tells only that plugins ran."""
+    try:
+        data = _progress_path(settings, machine_id).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise map_os_error(error, f"reading the progress of `{machine_id}`") from error
+    try:
+        return msgspec.json.decode(data, type=Progress)
+    except msgspec.MsgspecError:
+        return Progress()
+
+
+def delete_progress(settings: NetworkSettings, machine_id: str) -> None:
+    """Note that no plugin runs any more. Raises HostError."""
+    try:
+        _progress_path(settings, machine_id).unlink(missing_ok=True)
+    except OSError as error:
+        raise map_os_error(error, f"removing the progress of `{machine_id}`") from error

@@ -1,0 +1,1 @@
+"""Tests of networks, each in a namespace that plays the host."""
