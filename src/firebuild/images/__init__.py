@@ -1,0 +1,1 @@
+"""Images in and out: tarballs, archives, registries (through skopeo)."""

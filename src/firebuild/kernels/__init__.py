@@ -1,0 +1,1 @@
+"""Guest kernels: fetched, imported, checked, kept, and the initramfs made for each."""

@@ -1,0 +1,1 @@
+"""What firebuild keeps: images as an OCI layout, the disks derived from them, and facts in one database."""
