@@ -1,0 +1,216 @@
+"""Runs a plan: each stage in a thread of its own, steps from the cache where it can, in the one build machine where not.
+
+The main thread opens the machine and waits; the first failure, or Ctrl-C, ends all: the machine is killed, the threads
+end, and nothing of the build is left but the layers of the steps that were done.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+
+import msgspec
+
+from firebuild.build.cache import StepCache
+from firebuild.build.copy import Selection
+from firebuild.build.explain import compute_key, explain_step
+from firebuild.build.runner import StepRunner
+from firebuild.build.session import BuildSession
+from firebuild.build.steps import CopyAction, ImageSource, Plan, PlannedStage, PlannedStep, ResultLayer, StageSource
+from firebuild.errors import FirebuildError, InternalError
+from firebuild.events.progress import Canceled, Reporter
+from firebuild.names import Digest
+from firebuild.store.images import Image, compute_chain_id
+
+# Steps of more stages than this wait for each other: the guest has a few processors only.
+MAX_PARALLEL_STEPS = 8
+_INTERRUPT_CHECK_S = 0.5
+
+
+class StageResult(msgspec.Struct, frozen=True):
+    """A finished stage. `layers`: all, the base image's first; `times_ns`: when each layer behind the base image's was made."""
+
+    layers: tuple[ResultLayer, ...]
+    times_ns: tuple[int, ...]
+
+    @property
+    def chain_id(self) -> Digest:
+        """The identity of the stack."""
+        return compute_chain_id([layer.diff_id for layer in self.layers])
+
+
+class _Slot:
+    """Where a stage's result appears."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.result: StageResult | None = None
+
+
+class Execution:
+    """One run of a plan. A context manager: when the block ends no thread is left."""
+
+    def __init__(
+        self, plan: Plan, cache: StepCache, session: BuildSession, runner: StepRunner, reporter: Reporter,
+        selections: Mapping[str, Selection], *, platform: str,
+    ) -> None:  # fmt: skip
+        self._plan = plan
+        self._cache = cache
+        self._session = session
+        self._runner = runner
+        self._reporter = reporter
+        self._selections = selections
+        self._platform = platform
+        self._slots = {stage.index: _Slot() for stage in plan.stages}
+        self._inbox: queue.SimpleQueue[PlannedStage | BaseException | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._turns = threading.Semaphore(MAX_PARALLEL_STEPS)
+        self._threads: list[threading.Thread] = []
+        self._count = threading.Lock()
+        self.steps = 0
+        self.cached = 0
+
+    def __enter__(self) -> Execution:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        for thread in self._threads:
+            thread.join()
+
+    def stop(self) -> None:
+        """Let every thread end at its next chance."""
+        self._stopping.set()
+        self._session.cancel()
+        for slot in self._slots.values():
+            slot.done.set()
+
+    def run(self) -> StageResult:
+        """Run all stages; the target's result. Raises the first failure of any, and KeyboardInterrupt at once."""
+        self._session.on_request(lambda: self._inbox.put(None))
+        for stage in self._plan.stages:
+            thread = threading.Thread(target=self._run_thread, args=(stage,), name=f"stage {stage.label}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        left = len(self._plan.stages)
+        while left:
+            message = self._next_message()
+            if message is None:
+                self._session.open()
+            elif isinstance(message, BaseException):
+                raise message
+            else:
+                left -= 1
+        result = self._slots[self._plan.target.index].result
+        if result is None:
+            raise InternalError("the target stage ended without a result")
+        return result
+
+    def _next_message(self) -> PlannedStage | BaseException | None:
+        while True:
+            try:
+                # A signal that comes just before the wait does not end it: without a timeout Ctrl-C could be lost.
+                return self._inbox.get(timeout=_INTERRUPT_CHECK_S)
+            except queue.Empty:
+                continue
+
+    # -- in the stages' threads ------------------------------------------------------------------------------------
+
+    def _run_thread(self, stage: PlannedStage) -> None:
+        try:
+            slot = self._slots[stage.index]
+            slot.result = self._run_stage(stage)
+            slot.done.set()
+            self._inbox.put(stage)
+        except Canceled:
+            return
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the main thread
+            self._inbox.put(error)
+
+    def _wait_for(self, index: int) -> StageResult:
+        slot = self._slots[index]
+        slot.done.wait()
+        if slot.result is None or self._stopping.is_set():
+            raise Canceled
+        return slot.result
+
+    def _run_stage(self, stage: PlannedStage) -> StageResult:
+        layers, times = self._start(stage)
+        base_count = len(layers)
+        if isinstance(stage.base, int):
+            base_count -= len(times)
+        for step in stage.steps:
+            if self._stopping.is_set():
+                raise Canceled
+            layer, created_at_ns = self._run_step(step, layers, on_base=len(layers) == base_count)
+            layers.append(layer)
+            times.append(created_at_ns)
+        return StageResult(tuple(layers), tuple(times))
+
+    def _start(self, stage: PlannedStage) -> tuple[list[ResultLayer], list[int]]:
+        if isinstance(stage.base, int):
+            result = self._wait_for(stage.base)
+            return list(result.layers), list(result.times_ns)
+        if stage.base is None:
+            return [], []
+        with self._reporter.step(stage.from_title) as report:
+            report.cached()
+        return list_layers(stage.base), []
+
+    def _run_step(self, step: PlannedStep, below: list[ResultLayer], *, on_base: bool) -> tuple[ResultLayer, int]:
+        selection = self._selections.get(step.id)
+        source = self._find_source(step)
+        explanation = explain_step(
+            step,
+            below=compute_chain_id([layer.diff_id for layer in below]),
+            on_base=on_base,
+            platform=self._platform,
+            sources=selection.digest if selection else "",
+            files=selection.files if selection else None,
+            origin_chain="" if source is None else compute_chain_id([layer.diff_id for layer in source]),
+        )
+        key = compute_key(step, explanation)
+        with self._cache.hold_key(key), self._turns:
+            if self._stopping.is_set():
+                raise Canceled
+            record = self._cache.find_step(key)
+            self._count_step(cached=record is not None)
+            with self._reporter.step(step.title) as report:
+                if record is not None:
+                    report.cached()
+                    return record.layer, record.created_at_ns
+                reason = self._cache.explain(key, explanation)
+                if reason:
+                    report.note(f"rebuilt: {reason}")
+                try:
+                    layer = self._runner.run(step, report, below, selection=selection, source=source)
+                except FirebuildError as error:
+                    if self._stopping.is_set():
+                        # The machine was killed under it: that is no fault of the step.
+                        raise Canceled from error
+                    raise
+                record = self._cache.save_step(key, explanation, layer)
+                return layer, record.created_at_ns
+
+    def _count_step(self, *, cached: bool) -> None:
+        with self._count:
+            self.steps += 1
+            self.cached += cached
+
+    def _find_source(self, step: PlannedStep) -> list[ResultLayer] | None:
+        if not isinstance(step.action, CopyAction):
+            return None
+        origin = step.action.origin
+        if isinstance(origin, StageSource):
+            return list(self._wait_for(origin.index).layers)
+        return list_layers(origin.image) if isinstance(origin, ImageSource) else None
+
+
+def list_layers(image: Image) -> list[ResultLayer]:
+    """An image's layers, lowest first."""
+    pairs = zip(image.config.rootfs.diff_ids, image.layers, strict=True)
+    return [ResultLayer(diff_id, each.digest, each.size, each.media_type) for diff_id, each in pairs]

@@ -1,0 +1,104 @@
+"""What the build is given from above: the store, images by reference, disks, and build machines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from firebuild.dockerfile.scope import Platform
+from firebuild.events.progress import NullSink, ProgressSink
+from firebuild.guest.build import BuildGuest
+from firebuild.names import Reference
+from firebuild.store.blobs import BlobStore
+from firebuild.store.database import Database
+from firebuild.store.disks import Disk, DiskStore
+from firebuild.store.images import Image, ImageStore
+
+
+class OpenMachine(Protocol):
+    """What the build sees of an open build machine. Drives are in the order in which their disks were given."""
+
+    @property
+    def guest(self) -> BuildGuest:
+        """The guest's end."""
+
+    @property
+    def base_drives(self) -> list[str]:
+        """The guest's names of the base disks."""
+
+    @property
+    def result_drives(self) -> list[str]:
+        """The guest's names of the result disks."""
+
+
+class OpenBuildMachine(Protocol):
+    """Opens a build machine: `bases` are read-only ext4 disks, `results` blank ones. Its work disk is set up already.
+
+    Leaving the block well powers the guest off in order: the result disks are complete then. Leaving it by an
+    exception kills it. Nothing of it is left either way.
+    """
+
+    def __call__(
+        self, *, bases: Sequence[Path], results: Sequence[Path], purpose: str
+    ) -> AbstractContextManager[OpenMachine]:
+        """`purpose`: for people, in the machine's record."""
+
+
+@dataclass(frozen=True)
+class BuildServices:
+    """`resolve_base`: the image of a reference, pulled where that is wanted; raises NotFoundError. `disk_key`: chain id to
+    key and parameters of the root disk. `ensure_disk`: an image's root disk, made if need be. `check_disk`: refuses a
+    file system that a guest left unclean. `clock`: Unix time in nanoseconds.
+    """
+
+    blobs: BlobStore
+    images: ImageStore
+    disks: DiskStore
+    database: Database
+    open_build_machine: OpenBuildMachine
+    resolve_base: Callable[[Reference], Image]
+    ensure_disk: Callable[[Image], Disk]
+    disk_key: Callable[[str], tuple[str, dict[str, str]]]
+    disk_size_bytes: int
+    check_disk: Callable[[Path], None]
+    clock: Callable[[], int] = time.time_ns
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """One build. `dockerfile`: its bytes; `name`: as messages show it; `context`: a folder, or None for none; `tags`: the
+    result's names; `labels`: added to the image; `network`: default or none, for every RUN; `ignore_name`: the
+    Dockerfile's path relative to the context, for `<name>.dockerignore`; `identity`: names this Dockerfile across
+    builds, to explain misses (`name` where empty); `make_disk`: whether the root disk is wanted too.
+    """
+
+    dockerfile: bytes
+    name: str = "Dockerfile"
+    context: Path | None = None
+    build_args: Mapping[str, str] = field(default_factory=dict)
+    target: str | None = None
+    tags: Sequence[Reference] = ()
+    no_cache: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    network: str = "default"
+    progress: ProgressSink = field(default_factory=NullSink)
+    platform: Platform = field(default_factory=lambda: Platform("linux", "amd64"))
+    ignore_name: str = ""
+    identity: str = ""
+    make_disk: bool = True
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """`steps`: layers of the needed stages; `cached`: how many of them were there already; `booted`: whether a build machine
+    was needed; `disk`: None without layers or if none was wanted."""
+
+    image: Image
+    disk: Disk | None
+    steps: int
+    cached: int
+    booted: bool

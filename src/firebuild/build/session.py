@@ -1,0 +1,201 @@
+"""The one build machine of a build: opened when the first step needs it, by the main thread, with everything it may need.
+
+Stage threads ask for it and wait; the main thread opens it, so that Ctrl-C reaches a boot at once. The session is a
+context manager: left by an exception it kills the machine, which ends whatever the threads wait for in the guest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+
+from firebuild.build.copy import empty_tar
+from firebuild.build.digest import sha256_hex
+from firebuild.build.services import BuildServices, OpenMachine
+from firebuild.build.steps import ResultLayer
+from firebuild.errors import InternalError
+from firebuild.events.progress import Canceled, Reporter
+from firebuild.guest.build import BuildGuest
+from firebuild.images.archive import open_layer
+from firebuild.names import Digest
+from firebuild.store.disks import Disk, StagedDisk
+from firebuild.store.images import Image, compute_chain_id
+
+# A machine has 26 drives at most; the work disk and the result disk are among them.
+MAX_BASE_DISKS = 20
+EMPTY_DIFF_ID = Digest("sha256:" + sha256_hex(empty_tar()))
+
+
+class BuildSession:
+    """See the module. `open` and `finish` belong to the main thread; all else may be called from any."""
+
+    def __init__(
+        self, services: BuildServices, images: Sequence[Image], reporter: Reporter, *, make_disk: bool
+    ) -> None:
+        self._services = services
+        self._images = images
+        self._reporter = reporter
+        self._make_disk = make_disk
+        self._resources = ExitStack()
+        self._running = ExitStack()
+        self._machine: OpenMachine | None = None
+        self._staged: StagedDisk | None = None
+        self._opened = threading.Event()
+        self._asked = False
+        self._guard = threading.Lock()
+        self._canceled = False
+        self._wake: Callable[[], None] = lambda: None
+        self._names = itertools.count(1)
+        self._layers: dict[str, _GuestLayer] = {}
+        self._disk_layers: dict[str, str] = {}
+
+    def __enter__(self) -> BuildSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+        try:
+            self._running.__exit__(kind, error, trace)
+        finally:
+            self._resources.__exit__(kind, error, trace)
+
+    # -- for the main thread ---------------------------------------------------------------------------------------
+
+    def on_request(self, wake: Callable[[], None]) -> None:
+        """`wake` is called, from another thread, when somebody needs the machine: `open` must follow."""
+        self._wake = wake
+
+    @property
+    def booted(self) -> bool:
+        """Whether a machine was opened."""
+        return self._machine is not None
+
+    def open(self) -> None:
+        """Open the machine. Raises FirebuildError; nothing of it is left then."""
+        bases = self._find_base_disks()
+        with self._reporter.step("[internal] boot the build machine"):
+            results = []
+            if self._make_disk:
+                self._staged = self._resources.enter_context(self._services.disks.stage(self._services.disk_size_bytes))
+                results = [self._staged.path]
+            machine = self._running.enter_context(
+                self._services.open_build_machine(
+                    bases=[disk.path for disk in bases], results=results, purpose="building an image"
+                )
+            )
+            for number, (disk, drive) in enumerate(zip(bases, machine.base_drives, strict=True)):
+                machine.guest.mount_layer(f"b{number}", drive)
+                self._disk_layers[disk.chain_id] = f"b{number}"
+        self._machine = machine
+        self._opened.set()
+
+    def cancel(self) -> None:
+        """Let nobody wait for the machine any longer."""
+        self._canceled = True
+        self._opened.set()
+
+    def finish(self, layers: Sequence[ResultLayer], chain_id: str) -> Disk | None:
+        """Write the result disk if it is wanted and not there, power the machine off, and publish the disk."""
+        machine = self._machine
+        if machine is None:
+            raise InternalError("a build machine was to be finished that never was opened")
+        key, parameters = self._services.disk_key(chain_id)
+        wanted = self._staged is not None and bool(layers)
+        disk = self._services.disks.find_disk(key) if wanted else None
+        write = wanted and disk is None
+        with self._reporter.step("exporting the disk") if write else ExitStack():
+            if write:
+                machine.guest.write_disk(self.ensure_stack(layers), machine.result_drives[0])
+            self._running.close()
+            if write and self._staged is not None:
+                self._services.check_disk(self._staged.path)
+                disk = self._staged.publish(key, {"chain_id": chain_id, "parameters": parameters})
+        return disk
+
+    def _find_base_disks(self) -> list[Disk]:
+        found: dict[str, Disk] = {}
+        for image in self._images:
+            if image.layers and len(found) < MAX_BASE_DISKS:
+                disk = self._services.disks.find_disk(self._services.disk_key(image.chain_id)[0])
+                if disk is not None:
+                    found[image.chain_id] = disk
+        return list(found.values())
+
+    # -- for the stages' threads -----------------------------------------------------------------------------------
+
+    @property
+    def guest(self) -> BuildGuest:
+        """The guest; waits until the machine is open. Raises Canceled."""
+        with self._guard:
+            ask = not self._asked
+            self._asked = True
+        if ask:
+            self._wake()
+        self._opened.wait()
+        if self._canceled or self._machine is None:
+            raise Canceled
+        return self._machine.guest
+
+    def new_layer(self) -> str:
+        """A name for a new layer in the guest."""
+        return f"l{next(self._names)}"
+
+    def ensure_stack(self, layers: Sequence[ResultLayer]) -> list[str]:
+        """The guest's layers for these layers (lowest first), topmost first; those that are missing are sent.
+
+        A base image with a disk is one layer. Empty layers are none.
+        """
+        guest = self.guest
+        diff_ids = [layer.diff_id for layer in layers]
+        stack: list[str] = []
+        start = 0
+        for count in range(len(layers), 0, -1):
+            name = self._disk_layers.get(compute_chain_id(diff_ids[:count]))
+            if name is not None:
+                stack, start = [name], count
+                break
+        for count in range(start, len(layers)):
+            if layers[count].diff_id != EMPTY_DIFF_ID:
+                below = list(stack)
+                stack.insert(
+                    0, self._ensure_layer(guest, compute_chain_id(diff_ids[: count + 1]), layers[count], below)
+                )
+        return stack
+
+    def adopt_layer(self, below: Sequence[ResultLayer], layer: ResultLayer, name: str) -> None:
+        """A layer that a step has just made in the guest as `name` on `below`, and that is in the store."""
+        chain_id = compute_chain_id([*(each.diff_id for each in below), layer.diff_id])
+        entry = self._entry(chain_id)
+        with entry.lock:
+            entry.name = entry.name or name
+
+    def _entry(self, chain_id: str) -> _GuestLayer:
+        with self._guard:
+            return self._layers.setdefault(chain_id, _GuestLayer())
+
+    def _ensure_layer(self, guest: BuildGuest, chain_id: str, layer: ResultLayer, below: list[str]) -> str:
+        entry = self._entry(chain_id)
+        with entry.lock:
+            if entry.name is None:
+                name = self.new_layer()
+                path = self._services.blobs.path(layer.digest)
+                with (
+                    self._reporter.step(f"[internal] unpack the layer {layer.diff_id[7:19]}"),
+                    open_layer(path, layer.media_type, expected_diff_id=layer.diff_id) as stream,
+                ):
+                    guest.apply_layer(name, below, stream)
+                entry.name = name
+            return entry.name
+
+
+class _GuestLayer:
+    """A layer of one chain id in the guest: its name once it is there. The lock is held while it is being sent."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.name: str | None = None

@@ -1,0 +1,129 @@
+"""What a plan is made of: bases, steps, stages. Plain data; everything in it is expanded and checked."""
+
+from __future__ import annotations
+
+import msgspec
+
+from firebuild.build.copy import InlineContent
+from firebuild.dockerfile.location import Location
+from firebuild.names import Digest
+from firebuild.store.images import History, Image, ImageConfig
+
+
+class RunAction(msgspec.Struct, frozen=True, tag="run"):
+    """A command in a new layer. `env`: the whole environment as `K=V`, sorted; `network`: default or none.
+
+    `proxies`: further variables that the command gets and that are no part of the key.
+    """
+
+    argv: tuple[str, ...]
+    env: tuple[str, ...]
+    user: str
+    workdir: str
+    network: str
+    proxies: tuple[str, ...] = ()
+
+
+class StageSource(msgspec.Struct, frozen=True, tag="stage"):
+    """COPY --from a stage of this build. `index`: its place in the Dockerfile."""
+
+    index: int
+    label: str
+
+
+class ImageSource(msgspec.Struct, frozen=True, tag="image"):
+    """COPY --from an image of the store. `reference`: as written."""
+
+    reference: str
+    image: Image
+
+
+class CopyAction(msgspec.Struct, frozen=True, tag="copy"):
+    """A COPY or ADD. `origin`: where the sources are, None for the build context; `dest`: absolute, with its trailing slash.
+
+    `unpack`: archives among the sources are to be unpacked (ADD). `chmod`: octal or empty.
+    """
+
+    origin: StageSource | ImageSource | None
+    sources: tuple[str, ...]
+    inline: tuple[InlineContent, ...]
+    dest: str
+    dest_is_directory: bool
+    chown: str
+    chmod: str
+    unpack: bool = False
+
+
+class WorkdirAction(msgspec.Struct, frozen=True, tag="workdir"):
+    """A folder that must exist. `user`: its owner if it has to be made."""
+
+    path: str
+    user: str
+
+
+Action = RunAction | CopyAction | WorkdirAction
+
+
+class PlannedStep(msgspec.Struct, frozen=True):
+    """One layer to make. `id`: unique in its plan; `title`: for progress, `[builder 2/5] RUN make`; `text`: the
+    instruction as written, as one line.
+
+    `args`: the build arguments in force, by name; `position`: names the step across builds of the same Dockerfile.
+    """
+
+    id: str
+    title: str
+    text: str
+    location: Location
+    action: Action
+    args: dict[str, str]
+    position: str
+
+
+class PlannedStage(msgspec.Struct, frozen=True):
+    """One stage that is needed. `base`: the index of a stage, an image, or None for scratch; `from_title`: for progress.
+
+    `config`: the image configuration at its end, without layers; its `history` holds the entries that this stage adds
+    (those without a `created` get their time from the steps' layers), `base_history` those of its base image.
+    """
+
+    index: int
+    label: str
+    base: int | Image | None
+    from_title: str
+    location: Location
+    steps: tuple[PlannedStep, ...]
+    config: ImageConfig
+    base_history: tuple[History, ...]
+    sources: tuple[int, ...]
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """A whole build. `stages`: only the needed ones, in the Dockerfile's order; the last is the target's.
+
+    `images`: every image that is a base or a source; `warnings`: what the user should know; `epoch_s`:
+    SOURCE_DATE_EPOCH, or None.
+    """
+
+    stages: tuple[PlannedStage, ...]
+    images: tuple[Image, ...]
+    warnings: tuple[str, ...]
+    epoch_s: int | None
+
+    @property
+    def target(self) -> PlannedStage:
+        """The stage whose result is the build's."""
+        return self.stages[-1]
+
+    def get_stage(self, index: int) -> PlannedStage:
+        """The planned stage of that index in the Dockerfile."""
+        return next(stage for stage in self.stages if stage.index == index)
+
+
+class ResultLayer(msgspec.Struct, frozen=True):
+    """A layer as the store has it. `size` is the blob's, in bytes."""
+
+    diff_id: Digest
+    digest: Digest
+    size: int
+    media_type: str

@@ -1,0 +1,96 @@
+"""What firebuild does not do yet with a Dockerfile, refused by name before any machine boots."""
+
+from __future__ import annotations
+
+import re
+
+from firebuild.build.glob import has_wildcard
+from firebuild.dockerfile import nodes
+from firebuild.dockerfile.errors import shown
+from firebuild.errors import DockerfileError
+
+_OCTAL = re.compile(r"[0-7]{1,12}")
+# git's scp-like form and its URL schemes, as BuildKit's git references have them.
+_GIT = re.compile(r"(git|ssh|git\+[a-z]+)://|[A-Za-z0-9_.-]+@[^/:]+:|https?://[^#]+\.git(#|$)|github\.com/")
+
+
+def check_supported(instruction: nodes.Instruction) -> None:
+    """Raises DockerfileError (without a place) for an expanded instruction that has something unsupported in it."""
+    match instruction:
+        case nodes.Run():
+            _check_run(instruction)
+        case nodes.Copy():
+            _check_copy(instruction)
+        case nodes.Add():
+            _check_add(instruction)
+
+
+def _check_run(instruction: nodes.Run) -> None:
+    if instruction.mounts:
+        kind = instruction.resolved_mounts[0].type if instruction.resolved_mounts else "bind"
+        raise _unsupported(f"RUN --mount=type={kind}")
+    if instruction.security != "sandbox":
+        raise DockerfileError(
+            "RUN --security=insecure is refused: steps run in a microVM of their own and need no such thing",
+            hint="take the flag away",
+        )
+    if instruction.network == "host":
+        raise DockerfileError(
+            "RUN --network=host is refused: a build machine has no access to the host's network",
+            hint="`--network=default` reaches the outside, `--network=none` nothing",
+        )
+    if instruction.heredocs and instruction.heredocs[0].text.startswith("#!") and is_lone_heredoc(instruction):
+        raise _unsupported("RUN with a heredoc that begins with `#!`", "write `RUN <<EOF` without the first line")
+
+
+def is_lone_heredoc(instruction: nodes.Run) -> bool:
+    """Whether a RUN's command is one heredoc and nothing else, so that its content is the script."""
+    text = " ".join(instruction.command.arguments)
+    return len(instruction.heredocs) == 1 and re.fullmatch(r"[0-9]*<<-?\s*\S+", text.strip()) is not None
+
+
+def _check_copy(instruction: nodes.Copy) -> None:
+    _check_transfer(instruction)
+    if instruction.parents:
+        raise _unsupported("COPY --parents")
+    for source in instruction.sources:
+        if source.startswith(("http://", "https://")) or _GIT.match(source):
+            raise DockerfileError(f"COPY takes no remote source: {shown(source)}", hint="ADD does")
+        if instruction.source is not None and has_wildcard(source):
+            raise _unsupported("a wildcard in COPY --from", "name the files, or copy their folder")
+
+
+def _check_add(instruction: nodes.Add) -> None:
+    _check_transfer(instruction)
+    for source in instruction.sources:
+        if _GIT.match(source):
+            raise _unsupported("ADD of a git repository", "clone it in a RUN")
+        if source.startswith(("http://", "https://")):
+            raise _unsupported("ADD of a URL", "fetch it in a RUN")
+    if instruction.checksum:
+        raise DockerfileError("--checksum needs an HTTP(S) or git source")
+    if instruction.keep_git_dir is not None:
+        raise DockerfileError("--keep-git-dir needs a git source")
+    if instruction.unpack:
+        raise _unsupported("ADD --unpack")
+
+
+def _check_transfer(instruction: nodes.Copy | nodes.Add) -> None:
+    name = instruction.name
+    if instruction.link:
+        raise _unsupported(f"{name} --link", "take the flag away: the result differs only below symbolic links")
+    if instruction.exclude:
+        raise _unsupported(f"{name} --exclude", "use a .dockerignore")
+    if instruction.chmod:
+        if not _OCTAL.fullmatch(instruction.chmod):
+            if instruction.chmod.isdecimal():
+                raise DockerfileError(f"{shown(instruction.chmod)} is not an octal mode", hint="write `--chmod=0644`")
+            raise _unsupported(f"{name} --chmod with a symbolic mode", "write it as octal digits")
+        if int(instruction.chmod, 8) > 0o7777:
+            raise DockerfileError(f"the mode {shown(instruction.chmod)} is not between 0 and 07777")
+    if not instruction.sources and not instruction.inline_files:
+        raise DockerfileError(f"{name} needs a source")
+
+
+def _unsupported(what: str, hint: str | None = None) -> DockerfileError:
+    return DockerfileError(f"{what} is not supported yet", hint=hint)
