@@ -18,6 +18,7 @@ FirebuildError                      anything that a user can be told in a senten
 │   └── StepFailedError             a step's command failed
 ├── StoreError                      the store refuses or is damaged
 ├── ImageError                      an image cannot be taken in, moved or used
+│   └── RegistryError               a registry refused, failed or lied
 ├── KernelError                     a kernel cannot be taken in or used
 ├── VmmError                        the VMM failed
 │   └── ApiError                    the VMM's API answered with an error
@@ -162,6 +163,16 @@ class ImageError(FirebuildError):
     """An image cannot be taken in, moved or used."""
 
     code = "image"
+
+
+class RegistryError(ImageError):
+    """A registry refused, failed or lied. `reason`: unreachable, unauthorized, not-found, tls, platform, damaged or other."""
+
+    code = "registry"
+
+    def __init__(self, message: str, *, reason: str, hint: str | None = None, details: str | None = None) -> None:
+        super().__init__(message, hint=hint, details=details)
+        self.reason = reason
 
 
 class KernelError(FirebuildError):

@@ -36,6 +36,7 @@ class MachineLayout:
     def __init__(self, state: Path, run: Path) -> None:
         self.state = state
         self.run = run
+        self.lock = state / "lock"
         self.upper_disk = state / "upper.ext4"
         self.work_disk = state / "work.ext4"
         self.result_disk = state / "result.ext4"
@@ -109,13 +110,6 @@ class Layout:
             raise HostError(
                 f"cannot make the folder `{error.filename}`: {error.strerror}", hint="run firebuild as root"
             ) from error
-
-
-def load_layout() -> Layout:
-    """The layout that the environment names, or the default."""
-    state = Path(os.environ.get("FIREBUILD_STATE") or DEFAULT_STATE).absolute()
-    run = Path(os.environ.get("FIREBUILD_RUN") or DEFAULT_RUN).absolute()
-    return Layout(state, run)
 
 
 def find_bundled(name: str) -> Path | None:

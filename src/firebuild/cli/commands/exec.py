@@ -1,0 +1,63 @@
+"""`firebuild exec`: run a command in a running machine."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import click
+
+from firebuild.cli.options import parse_environment
+from firebuild.cli.output import print_error, write_output
+from firebuild.engine.core import Engine
+from firebuild.errors import GuestError
+from firebuild.guest.exec import ExecSpec, open_exec
+
+# Docker's statuses for a command that does not exist and for one that cannot be executed.
+_START_FAILURES = {"not-found": 127, "not-executable": 126, "no-such-directory": 126, "no-such-user": 126}
+
+
+@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("-i", "--interactive", is_flag=True, help="Hand on standard input.")
+@click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
+@click.option("-u", "--user", default="", help="User, or user:group; a name or a number.")
+@click.option("-w", "--workdir", default="", help="Working directory.")
+@click.option("-e", "--env", multiple=True, help="Environment variable K=V.")
+@click.option("--env-file", multiple=True, help="File of environment variables.")
+@click.argument("machine")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_(
+    interactive: bool, tty: bool, user: str, workdir: str, env: tuple[str, ...], env_file: tuple[str, ...],
+    machine: str, command: tuple[str, ...],
+) -> int:  # fmt: skip
+    """Run a command in a running machine. Exit status: the command's; 126, 127 if it cannot be started; 125 if firebuild fails."""
+    from firebuild.cli import terminal
+    from firebuild.engine.machines import get_running
+
+    argv = list(command[1:] if command[:1] == ("--",) else command)
+    if tty and interactive:
+        terminal.require_terminal()
+    with Engine() as engine:
+        record = get_running(engine, machine)
+        vsock = engine.layout.machine(record.spec.id).vsock
+    rows, cols = terminal.terminal_size()
+    variables = parse_environment(env_file, env)
+    spec = ExecSpec(
+        argv=argv, env=[f"{name}={value}" for name, value in variables.items()], user=user, workdir=workdir, tty=tty,
+        stdin=interactive, rows=rows, cols=cols,
+    )  # fmt: skip
+    try:
+        with ExitStack() as stack:
+            session = stack.enter_context(open_exec(vsock, spec))
+            if tty and interactive:
+                stack.enter_context(terminal.raw_terminal())
+                stack.enter_context(terminal.follow_resizes(session))
+            else:
+                stack.enter_context(terminal.forward_signals(session))
+            if interactive:
+                stack.enter_context(terminal.forward_input(session))
+            return session.wait(write_output)
+    except GuestError as error:
+        if error.guest_code not in _START_FAILURES:
+            raise
+        print_error(error)
+        return _START_FAILURES[error.guest_code]

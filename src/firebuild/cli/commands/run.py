@@ -1,0 +1,148 @@
+"""`firebuild run`: start a microVM from an image."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+import click
+
+from firebuild.cli.options import parse_environment
+from firebuild.cli.output import note, write_output
+from firebuild.engine.core import Engine
+from firebuild.errors import UsageError
+from firebuild.machine.spec import DEFAULT_MEMORY_MIB, DEFAULT_NETWORK
+from firebuild.names import parse_port_mappings, parse_size
+
+
+@click.command()
+@click.option("--from", "image", required=True, help="The image: [org/]name[:tag].")
+@click.option("--name", help="The machine's name; without it one is made up.")
+@click.option("--hostname", "-h", help="Its host name; without it its name.")
+@click.option("--daemonize", "-d", is_flag=True, help="Return when the guest is ready; print the machine's id.")
+@click.option("--rm", "auto_remove", is_flag=True, help="Remove the machine when it has ended.")
+@click.option("--port", "-p", "ports", multiple=True, help="Publish a port: [[address:]host:]guest[/tcp|udp].")
+@click.option("--env", "-e", multiple=True, help="Environment variable K=V.")
+@click.option("--env-file", multiple=True, help="File of environment variables.")
+@click.option(
+    "--cni-network-name",
+    "--network",
+    "network",
+    default=DEFAULT_NETWORK,
+    show_default=True,
+    help="The CNI network, or none.",
+)
+@click.option("--ip-address", "address", help="A static address in that network.")
+@click.option("--cpu", "--cpus", "cpus", type=int, default=1, show_default=True, help="Processors.")
+@click.option(
+    "--mem",
+    "--memory",
+    "-m",
+    "memory",
+    default=str(DEFAULT_MEMORY_MIB),
+    show_default=True,
+    help="Memory: MiB, or with a unit: 512m, 2g.",
+)
+@click.option("--disk-size", default="8g", show_default=True, help="Size of the machine's own writable disk (sparse).")
+@click.option(
+    "--root-mode", default="overlay", show_default=True, help="overlay, or copy: a private copy of the root disk."
+)
+@click.option("--vmlinux-id", "--kernel", "kernel", help="The kernel; without it the newest.")
+@click.option("--kernel-args", help="The kernel's command line.")
+@click.option("--entrypoint", help="Replaces the image's ENTRYPOINT (and its CMD).")
+@click.option("--user", "-u", help="User, or user:group.")
+@click.option("--workdir", "-w", help="Working directory.")
+@click.option("--ssh-user", help="The user for whom the keys of --identity-file are installed.")
+@click.option("--identity-file", multiple=True, help="File of SSH public keys.")
+@click.option("--no-mmds", is_flag=True, help="No metadata service in the guest.")
+@click.option("--label", multiple=True, help="Label K=V.")
+@click.option("--boot-timeout", type=click.FloatRange(1, 86400), help="Seconds within which the guest must be ready.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def run(**options: Any) -> int:
+    """Start a microVM from an image. A command after -- replaces the image's CMD.
+
+    Without -d the entrypoint's output streams through, SIGINT and SIGTERM stop the machine in order, and the exit
+    status is the entrypoint's.
+    """
+    from firebuild.engine.machines import RunRequest, run_machine
+
+    request = RunRequest(
+        image=options["image"],
+        command=options["command"],
+        name=options["name"],
+        hostname=options["hostname"],
+        kernel=options["kernel"],
+        kernel_args=options["kernel_args"],
+        cpus=options["cpus"],
+        memory_mib=parse_size(options["memory"], default_unit="m") >> 20,
+        disk_size_bytes=parse_size(options["disk_size"], default_unit="m"),
+        root_mode=options["root_mode"],
+        network=None if options["network"] == "none" else options["network"],
+        address=options["address"],
+        ports=[mapping for text in options["ports"] for mapping in parse_port_mappings(text)],
+        env=parse_environment(options["env_file"], options["env"]),
+        users=_load_users(options["ssh_user"], options["identity_file"]),
+        entrypoint=options["entrypoint"],
+        user=options["user"],
+        workdir=options["workdir"],
+        mmds=not options["no_mmds"],
+        auto_remove=options["auto_remove"] and options["daemonize"],
+        boot_timeout_s=options["boot_timeout"],
+        labels=dict(text.partition("=")[::2] for text in options["label"]),
+    )
+    with Engine() as engine:
+        record = run_machine(engine, request)
+        if options["daemonize"]:
+            click.echo(record.spec.id)
+            return 0
+        return _follow(engine, record.spec.id, remove=options["auto_remove"])
+
+
+def _load_users(user: str | None, files: tuple[str, ...]) -> dict[str, str]:
+    if not files and user is None:
+        return {}
+    if user is None or not files:
+        raise UsageError("--ssh-user and --identity-file go together")
+    keys = []
+    for path in files:
+        try:
+            with open(path, encoding="utf-8") as file:
+                keys += [line for line in file.read().splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read the public keys in `{path}`: {error}") from error
+    if any("PRIVATE KEY" in line for line in keys):
+        raise UsageError(
+            "--identity-file takes public keys; a private key was given", hint="use the file that ends in .pub"
+        )
+    return {user: "\n".join(keys) + "\n"}
+
+
+def _follow(engine: Engine, machine_id: str, *, remove: bool) -> int:
+    """Show the machine's output until it has ended; returns the entrypoint's exit status."""
+    from firebuild.engine.machines import end_machine, note_end
+    from firebuild.engine.machines import remove as remove_machine
+    from firebuild.machine.logs import follow_entries
+
+    record = engine.machines.records.get(machine_id)
+    paths = engine.layout.machine(record.spec.id)
+    try:
+        for entry in follow_entries(paths):
+            write_output(entry.stream, entry.data)
+    except KeyboardInterrupt:
+        note(f"stopping {record.spec.name}; once more to kill it")
+        try:
+            end_machine(engine, machine_id, timeout_s=10)
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            end_machine(engine, machine_id, timeout_s=0)
+    note_end(engine, machine_id)
+    ended = engine.machines.records.get(machine_id)
+    status = ended.progress.exit_code
+    if status is None:
+        note(f"{record.spec.name} ended without an exit status: {ended.progress.reason}")
+        status = 125
+    if remove:
+        remove_machine(engine, machine_id, force=True)
+    sys.stdout.flush()
+    return status

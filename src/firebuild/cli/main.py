@@ -1,0 +1,133 @@
+"""The program `firebuild`: finds the command, runs it, and turns errors into messages and exit statuses."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import signal
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from firebuild import __version__
+from firebuild.cli.output import print_error
+from firebuild.errors import FirebuildError
+
+USAGE_STATUS = 125
+INTERRUPTED_STATUS = 130
+BUG_STATUS = 2
+
+# Where each command is: nothing is imported before it is asked for. name → (module, attribute, one line of help).
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "doctor": ("doctor", "doctor", "Show what this host offers and how to mend what is missing"),
+    "kernel": ("kernel", "kernel", "Kernels: pull, import, ls, rm"),
+    "image": ("image", "image", "Images: pull, import, export, ls, inspect, tag, rm"),
+    "rootfs": ("rootfs", "rootfs", "Build a root file system from a Dockerfile, in a microVM"),
+    "build": ("rootfs", "rootfs", "Alias of rootfs"),
+    "run": ("run", "run", "Start a microVM from an image"),
+    "ls": ("machines", "ls", "List machines"),
+    "ps": ("machines", "ls", "Alias of ls"),
+    "inspect": ("machines", "inspect", "Show everything about a machine, as JSON"),
+    "logs": ("logs", "logs", "Show what a machine's entrypoint printed"),
+    "exec": ("exec", "exec_", "Run a command in a running machine"),
+    "stop": ("machines", "stop", "Stop machines: their stop signal, then force"),
+    "kill": ("machines", "kill", "Terminate machines"),
+    "rm": ("machines", "rm", "Remove ended machines with their disks and logs"),
+    "purge": ("machines", "purge", "Remove all ended machines and everything that crashes left"),
+    "fsck": ("store", "fsck", "Verify every stored image, disk and record"),
+    "version": ("version", "version", "Show the version"),
+    "machine-ended": ("machines", "machine_ended", ""),
+}  # fmt: skip
+_HIDDEN = frozenset(("machine-ended", "build", "ps"))
+
+
+class _Commands(click.Group):
+    """A group whose commands are imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name in COMMANDS if name not in _HIDDEN]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(f"firebuild.cli.commands.{module}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, COMMANDS[name][2]) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
+            hint = f"did you mean `{near[0]}`?" if near else "see `firebuild --help`"
+            raise click.UsageError(f"`{name}` is not a firebuild command\nhint: {hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, "-v", "--version", message="firebuild %(version)s")
+@click.option("--debug", is_flag=True, help="Log every program that is run, to standard error.")
+def cli(debug: bool) -> None:
+    """Build bootable root file systems for Firecracker microVMs from Dockerfiles, and run the microVMs."""
+    if debug:
+        import logging
+
+        logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(name)s: %(message)s")
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    sys.exit(run_cli(sys.argv[1:]))
+
+
+def run_cli(arguments: list[str]) -> int:
+    """Run one command line; returns the exit status."""
+    # A terminated command undoes what it began, as an interrupted one does.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        result: Any = cli.main(arguments, prog_name="firebuild", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except FirebuildError as error:
+        print_error(error)
+        # As docker run and docker exec: 125 says that firebuild failed, not the command in the machine.
+        ran = arguments[:1] in (["run"], ["exec"])
+        return USAGE_STATUS if ran and error.exit_status == 1 else error.exit_status
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        click.echo(f"error: {error.format_message()}", err=True)
+        if context is not None:
+            click.echo(f"hint: see `{context.command_path} --help`", err=True)
+        return USAGE_STATUS
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("error: interrupted", err=True)
+        return INTERRUPTED_STATUS
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python must not complain at exit that it cannot flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception:  # noqa: BLE001 - the last line of defence: a fault of ours becomes a report
+        import traceback
+
+        click.echo(traceback.format_exc(), err=True)
+        click.echo("error: this is a fault of firebuild: please report it with the lines above", err=True)
+        return BUG_STATUS
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

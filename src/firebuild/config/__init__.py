@@ -1,0 +1,1 @@
+"""Settings: one table, frozen values, and where each came from."""

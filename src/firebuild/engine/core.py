@@ -1,0 +1,111 @@
+"""The engine: the services of one installation, opened when first needed, closed together."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from firebuild.config.settings import Settings, load_settings
+from firebuild.layout import Layout
+
+if TYPE_CHECKING:
+    from firebuild.kernels.store import KernelStore
+    from firebuild.machine.lifecycle import MachineServices
+    from firebuild.network.attach import NetworkSettings
+    from firebuild.store.blobs import BlobStore
+    from firebuild.store.database import Database
+    from firebuild.store.disks import DiskStore
+    from firebuild.store.images import ImageStore
+
+
+class Engine:
+    """A context manager. Services are made on first use, so that `ls` opens the database and nothing else."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or load_settings()[0]
+        self.layout = Layout(Path(self.settings.state).absolute(), Path(self.settings.run).absolute())
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        database = self.__dict__.pop("database", None)
+        if database is not None:
+            database.close()
+
+    @cached_property
+    def database(self) -> Database:
+        """The database of facts. Raises StoreError, HostError."""
+        from firebuild.store.database import Database
+
+        self.layout.ensure()
+        return Database.open(self.layout.database)
+
+    @cached_property
+    def blobs(self) -> BlobStore:
+        """The blobs of the image store."""
+        from firebuild.store.blobs import BlobStore
+
+        self.layout.ensure()
+        blobs = BlobStore(self.layout.store)
+        blobs.ensure()
+        return blobs
+
+    @cached_property
+    def images(self) -> ImageStore:
+        """The images."""
+        from firebuild.store.images import ImageStore
+
+        return ImageStore(self.blobs)
+
+    @cached_property
+    def disks(self) -> DiskStore:
+        """The derived disks."""
+        from firebuild.store.disks import DiskStore
+
+        self.layout.ensure()
+        return DiskStore(self.layout.disks)
+
+    def repair(self) -> list[str]:
+        """Clean up what crashed commands left: machines, networks, half-made blobs and disks; a sentence for each."""
+        from firebuild.machine.reconcile import reconcile
+
+        done = reconcile(self.machines)
+        done += [f"half-made file {path.name}: removed" for path in (*self.disks.sweep(), *self.blobs.sweep())]
+        return done
+
+    @cached_property
+    def kernels(self) -> KernelStore:
+        """The kernels."""
+        from firebuild.kernels.store import KernelStore
+
+        self.layout.ensure()
+        return KernelStore(self.layout.kernels)
+
+    @cached_property
+    def networks(self) -> NetworkSettings:
+        """Where CNI's plugins, networks and records are."""
+        from firebuild.network.attach import NetworkSettings
+
+        return NetworkSettings(
+            bin_dirs=tuple(Path(part) for part in self.settings.cni_bin_dir.split(":") if part),
+            conf_dirs=tuple(Path(part) for part in self.settings.cni_conf_dir.split(":") if part),
+            cache_dir=Path(self.settings.cni_cache_dir) if self.settings.cni_cache_dir else self.layout.cni,
+        )
+
+    @cached_property
+    def machines(self) -> MachineServices:
+        """What the life of machines needs."""
+        from firebuild.machine.lifecycle import MachineServices
+        from firebuild.machine.state import MachineRecords
+
+        return MachineServices(
+            layout=self.layout,
+            records=MachineRecords(self.database),
+            networks=self.networks,
+            vmm_binary=self.settings.vmm_binary or None,
+        )

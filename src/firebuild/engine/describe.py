@@ -1,0 +1,114 @@
+"""A machine as JSON, in the shape that the original's users know (its `inspect`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from firebuild.engine.core import Engine
+from firebuild.machine.metadata import plan_ip_configuration
+from firebuild.machine.state import MachineRecord
+from firebuild.network.attach import Attachment, find_attachment
+
+
+def describe_machine(engine: Engine, name: str) -> dict[str, Any]:
+    """Everything about a machine. Raises NotFoundError."""
+    record = engine.machines.records.get(name)
+    spec, progress = record.spec, record.progress
+    attachment = find_attachment(engine.networks, spec.id)
+    paths = engine.layout.machine(spec.id)
+    return {
+        "Type": "run",
+        "VMMID": spec.id,
+        "Name": spec.name,
+        "State": {
+            "Status": str(record.effective_state),
+            "ExitCode": progress.exit_code,
+            "Reason": progress.reason,
+            "CreatedAtUTC": record.created_at_ns // 10**9,
+            "ReadyAtUTC": None if progress.ready_at_ns is None else progress.ready_at_ns // 10**9,
+            "EndedAtUTC": None if progress.ended_at_ns is None else progress.ended_at_ns // 10**9,
+        },
+        "Pid": {"Pid": progress.vmm.pid if progress.vmm else 0},
+        "StartedAtUTC": 0 if progress.started_at_ns is None else progress.started_at_ns // 10**9,
+        "RunCache": str(paths.state),
+        "Rootfs": {
+            "Type": "rootfs",
+            "Tag": spec.image,
+            "Digest": spec.image_digest,
+            "EntrypointInfo": _entrypoint(record),
+        },
+        "CNI": {
+            "VethName": attachment.host_interface if attachment else "",
+            "NetName": spec.network or "",
+            "NetNS": str(attachment.netns_path) if attachment else "",
+        },
+        "Drivers": [
+            {
+                "DriveID": drive.drive_id,
+                "IsReadOnly": drive.read_only,
+                "IsRootDevice": False,
+                "PartUUID": "",
+                "PathOnHost": drive.path,
+            }
+            for drive in spec.drives
+        ],
+        "Configs": {
+            "CNI": {
+                "BinDir": engine.settings.cni_bin_dir,
+                "ConfDir": engine.settings.cni_conf_dir,
+                "CacheDir": str(engine.networks.cache_dir),
+            },
+            "Jailer": {},
+            "Machine": {
+                "CNINetworkName": spec.network or "",
+                "CPU": spec.cpus,
+                "IPAddress": spec.address or "",
+                "KernelArgs": spec.kernel_args,
+                "Mem": spec.memory_mib,
+                "NoMMDS": not spec.mmds,
+                "VMLinuxID": spec.kernel,
+                "RootMode": spec.root_mode,
+                "DiskSize": spec.disk_size_bytes,
+            },
+            "RunConfig": {
+                "Name": spec.name,
+                "Hostname": spec.hostname,
+                "EnvVars": dict(spec.env),
+                "Ports": [str(port) for port in spec.ports],
+                "Labels": dict(spec.labels),
+            },
+        },
+        "NetworkInterfaces": [_interface(spec.mmds, attachment)] if attachment else [],
+    }
+
+
+def _entrypoint(record: MachineRecord) -> dict[str, Any]:
+    entry = record.spec.entrypoint
+    return {
+        "Cmd": entry.cmd,
+        "Entrypoint": entry.entrypoint,
+        "Env": entry.env,
+        "Shell": entry.shell,
+        "User": entry.user,
+        "Workdir": entry.workdir,
+        "StopSignal": entry.stop_signal,
+    }
+
+
+def _interface(mmds: bool, attachment: Attachment) -> dict[str, Any]:
+    facts = plan_ip_configuration(attachment)
+    facts |= {"IfName": attachment.interface, "NameServers": list(attachment.nameservers)}
+    return {
+        "AllowMMDS": mmds,
+        "InRateLimiter": None,
+        "OutRateLimiter": None,
+        "StaticConfiguration": {
+            "MacAddress": attachment.mac,
+            "HostDeviceName": attachment.tap,
+            "IPConfiguration": facts,
+        },
+        "Addresses": list(attachment.addresses),
+        "PortMappings": [msgspec.to_builtins(port) for port in attachment.ports],
+    }

@@ -1,0 +1,82 @@
+"""From an image to the bootable disk derived from it, and to its whole tree, in a build machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from firebuild.engine.core import Engine
+from firebuild.engine.kernels import get_boot
+from firebuild.host.files import require_free
+from firebuild.images.archive import open_layer
+from firebuild.machine.build_machine import BuildMachine, BuildMachineSize, open_build_machine
+from firebuild.machine.spec import DEFAULT_KERNEL_ARGS
+from firebuild.store.disk_check import check_disk
+from firebuild.store.disks import Disk, DiskStore
+from firebuild.store.images import Image
+
+_SPARE_BYTES = 512 << 20
+
+
+@contextmanager
+def open_machine(
+    engine: Engine, *, bases: Sequence[Path], results: Sequence[Path], purpose: str, network: bool = False
+) -> Iterator[BuildMachine]:
+    """A build machine with the sizes that the settings give. `network`: whether it gets the build network."""
+    settings = engine.settings
+    require_free(engine.layout.state, _SPARE_BYTES, purpose)
+    kernel, boot = get_boot(engine, None)
+    size = BuildMachineSize(
+        cpus=settings.build_cpus,
+        memory_mib=settings.build_memory_mib,
+        network=settings.build_network if network else None,
+        boot_timeout_s=settings.boot_timeout_s,
+        work_bytes=settings.build_disk_bytes,
+    )
+    with open_build_machine(
+        engine.machines, boot, size, kernel_name=kernel.name, kernel_args=DEFAULT_KERNEL_ARGS,
+        bases=bases, results=results, purpose=purpose,
+    ) as machine:  # fmt: skip
+        yield machine
+
+
+def root_disk_key(engine: Engine, chain_id: str) -> tuple[str, dict[str, str]]:
+    """The key of the root disk of a stack of layers, and the parameters in it."""
+    parameters = {"format": "ext4", "size_bytes": str(engine.settings.root_disk_bytes)}
+    return DiskStore.disk_key(chain_id, parameters), parameters
+
+
+def find_root_disk(engine: Engine, chain_id: str) -> Disk | None:
+    """The root disk of a stack of layers, if it has been made."""
+    return engine.disks.find_disk(root_disk_key(engine, chain_id)[0])
+
+
+def ensure_root_disk(engine: Engine, image: Image, report: Callable[[str], None] = lambda _: None) -> Disk:
+    """The image's root disk, made in a build machine if it does not exist yet. `report`: told before that starts."""
+    key, parameters = root_disk_key(engine, image.chain_id)
+    disk = engine.disks.find_disk(key)
+    if disk is not None:
+        return disk
+    report(f"making the disk of {image.reference or image.manifest_digest[:19]}")
+    with engine.disks.stage(engine.settings.root_disk_bytes) as staged:
+        with open_machine(engine, bases=[], results=[staged.path], purpose="making a root disk") as machine:
+            stack: list[str] = []
+            for number, (descriptor, diff_id) in enumerate(
+                zip(image.layers, image.config.rootfs.diff_ids, strict=True)
+            ):
+                path = engine.blobs.path(descriptor.digest)
+                with open_layer(path, descriptor.media_type, expected_diff_id=diff_id) as layer:
+                    machine.guest.apply_layer(f"l{number}", stack, layer)
+                stack.insert(0, f"l{number}")
+            machine.guest.write_disk(stack, machine.result_drives[0])
+        check_disk(staged.path)
+        return staged.publish(key, {"chain_id": image.chain_id, "parameters": parameters})
+
+
+def export_tree(engine: Engine, image: Image, write: Callable[[bytes], object]) -> int:
+    """Hand the image's whole tree as a tar to `write`; returns the number of entries."""
+    disk = ensure_root_disk(engine, image)
+    with open_machine(engine, bases=[disk.path], results=[], purpose="exporting an image") as machine:
+        machine.guest.mount_layer("b0", machine.base_drives[0])
+        return machine.guest.export_tree(["b0"], write).entries

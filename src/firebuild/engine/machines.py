@@ -1,0 +1,207 @@
+"""Use cases of machines: run, stop, kill, exec's target, remove, purge."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+import msgspec
+
+from firebuild.engine.core import Engine
+from firebuild.engine.disks import ensure_root_disk
+from firebuild.engine.kernels import get_boot
+from firebuild.errors import FirebuildError, MachineError, UsageError
+from firebuild.host.files import copy_sparse
+from firebuild.layout import MachineLayout
+from firebuild.machine.lifecycle import finish_machine, remove_machine, start_machine, stop_machine
+from firebuild.machine.metadata import parse_signal
+from firebuild.machine.spec import (
+    DEFAULT_KERNEL_ARGS,
+    DEFAULT_MEMORY_MIB,
+    DEFAULT_NETWORK,
+    DriveSpec,
+    Entrypoint,
+    MachineSpec,
+)
+from firebuild.machine.state import ENDED, MachineRecord
+from firebuild.names import PortMapping, new_machine_id, parse_hostname, parse_machine_name, parse_reference
+from firebuild.store.disks import make_blank
+from firebuild.store.images import Image
+
+DEFAULT_UPPER_BYTES = 8 << 30
+
+_ADJECTIVES = ("amber", "brisk", "calm", "clever", "eager", "fond", "gentle", "happy", "keen", "lively", "mellow")
+_NOUNS = ("badger", "comet", "delta", "ember", "falcon", "grove", "harbor", "island", "juniper", "lagoon", "maple")
+
+
+class RunRequest(msgspec.Struct, frozen=True):
+    """What `run` is asked for. `command` replaces the image's CMD; `entrypoint` its ENTRYPOINT (and then its CMD too).
+
+    `memory_mib`: MiB. `env` wins over the image's variables. `users`: SSH public keys by user name.
+    """
+
+    image: str
+    command: Sequence[str] = ()
+    name: str | None = None
+    hostname: str | None = None
+    kernel: str | None = None
+    kernel_args: str | None = None
+    cpus: int = 1
+    memory_mib: int = DEFAULT_MEMORY_MIB
+    disk_size_bytes: int = DEFAULT_UPPER_BYTES
+    root_mode: str = "overlay"
+    network: str | None = DEFAULT_NETWORK
+    address: str | None = None
+    ports: Sequence[PortMapping] = ()
+    env: dict[str, str] = {}
+    users: dict[str, str] = {}
+    entrypoint: str | None = None
+    user: str | None = None
+    workdir: str | None = None
+    mmds: bool = True
+    auto_remove: bool = False
+    boot_timeout_s: float | None = None
+    labels: dict[str, str] = {}
+
+
+def make_name() -> str:
+    """A random adjective_noun name."""
+    return f"{secrets.choice(_ADJECTIVES)}_{secrets.choice(_NOUNS)}{secrets.randbelow(100)}"
+
+
+def run_machine(engine: Engine, request: RunRequest) -> MachineRecord:
+    """Start a machine from an image and return when its guest is ready. Raises FirebuildError; then nothing of it is left."""
+    name = parse_machine_name(request.name) if request.name is not None else make_name()
+    _check(request)
+    engine.repair()
+    image = engine.images.get_image(parse_reference(request.image))
+    kernel, boot = get_boot(engine, request.kernel)
+    _check_name_free(engine, name)
+    disk = ensure_root_disk(engine, image)
+    machine_id = new_machine_id()
+    paths = engine.layout.machine(machine_id)
+    if request.root_mode == "copy":
+        drives = [DriveSpec("rootfs", str(paths.root_copy), read_only=False)]
+    else:
+        drives = [
+            DriveSpec("rootfs", str(disk.path), read_only=True),
+            DriveSpec("upper", str(paths.upper_disk), read_only=False),
+        ]
+    spec = MachineSpec(
+        id=machine_id, name=name, kind="run",
+        hostname=parse_hostname(request.hostname or name.replace("_", "-").replace(".", "-").strip("-")),
+        kernel=kernel.name, cpus=request.cpus, memory_mib=request.memory_mib, network=request.network,
+        image=parse_reference(request.image).familiar, image_digest=image.manifest_digest,
+        kernel_args=request.kernel_args or DEFAULT_KERNEL_ARGS, disk_size_bytes=request.disk_size_bytes,
+        root_mode=request.root_mode, drives=drives, ports=list(request.ports), address=request.address,
+        env=dict(request.env), users=dict(request.users), entrypoint=plan_entrypoint(image, request),
+        mmds=request.mmds, auto_remove=request.auto_remove,
+        boot_timeout_s=request.boot_timeout_s or engine.settings.boot_timeout_s, labels=dict(request.labels),
+    )  # fmt: skip
+
+    def make_disks(machine: MachineLayout) -> None:
+        if spec.root_mode == "copy":
+            copy_sparse(disk.path, machine.root_copy)
+        else:
+            make_blank(machine.upper_disk, spec.disk_size_bytes, journal=True, label="upper")
+
+    return start_machine(engine.machines, spec, boot, prepare=make_disks)
+
+
+def _check(request: RunRequest) -> None:
+    if request.root_mode not in ("overlay", "copy"):
+        raise UsageError(f"`{request.root_mode}` is not a root mode", hint="choose overlay or copy")
+    if not 1 <= request.cpus <= 32:
+        raise UsageError(f"a machine has 1 to 32 processors, not {request.cpus}")
+    if not 64 <= request.memory_mib <= 1 << 20:
+        raise UsageError(f"{request.memory_mib} MiB is not a machine's memory", hint="at least 64 MiB")
+    for name in request.env:
+        if not name or "=" in name or "\0" in name:
+            raise UsageError(f"`{name}` is not the name of an environment variable")
+    if request.network is None and request.ports:
+        raise UsageError("ports can only be published on a network", hint="leave out --network none, or -p")
+
+
+def _check_name_free(engine: Engine, name: str) -> None:
+    """An early answer, before a disk is made; the database's unique index is what decides."""
+    taken = engine.machines.records.find(name)
+    if taken is not None and taken.spec.name == name:
+        from firebuild.errors import ConflictError
+
+        raise ConflictError(
+            f"the name `{name}` is taken by the machine {taken.spec.id} ({taken.effective_state})",
+            hint=f"choose another --name, or remove it: firebuild rm {name}",
+        )
+
+
+def plan_entrypoint(image: Image, request: RunRequest) -> Entrypoint:
+    """What runs: the image's configuration with the request's changes, by Docker's rules. Raises UsageError if nothing would run."""
+    config = image.config.config
+    entrypoint, cmd = list(config.entrypoint), list(config.cmd)
+    if request.entrypoint is not None:
+        entrypoint, cmd = ([request.entrypoint] if request.entrypoint else []), []
+    if request.command:
+        cmd = list(request.command)
+    if not entrypoint and not cmd:
+        raise UsageError(
+            f"the image {request.image} names no command, and none was given",
+            hint=f"give one: firebuild run --from {request.image} -- /bin/sleep 60",
+        )
+    stop_signal = config.stop_signal or "SIGTERM"
+    parse_signal(stop_signal)
+    return Entrypoint(
+        entrypoint=entrypoint,
+        cmd=cmd,
+        env=dict(part.split("=", 1) for part in config.env if "=" in part),
+        shell=list(config.shell) or ["/bin/sh", "-c"],
+        user=request.user if request.user is not None else config.user,
+        workdir=request.workdir or config.working_dir or "/",
+        stop_signal=stop_signal,
+    )
+
+
+def get_running(engine: Engine, name: str) -> MachineRecord:
+    """The machine of that id, prefix or name, which must run. Raises NotFoundError, MachineError."""
+    record = engine.machines.records.get(name)
+    if record.effective_state in ENDED or not record.alive:
+        raise MachineError(f"the machine {record.spec.name} is {record.effective_state}", hint="see `firebuild ls -a`")
+    return record
+
+
+def end_machine(engine: Engine, name: str, *, timeout_s: float) -> MachineRecord:
+    """Stop a machine: its stop signal, then after `timeout_s` force. One that has ended already is fine."""
+    record = engine.machines.records.get(name)
+    stop_machine(engine.machines, record, timeout_s=timeout_s)
+    return record
+
+
+def remove(engine: Engine, name: str, *, force: bool) -> MachineRecord:
+    """Remove an ended machine with its disk and logs; with `force` a running one is killed first."""
+    record = engine.machines.records.get(name)
+    if force:
+        stop_machine(engine.machines, record, timeout_s=0)
+    remove_machine(engine.machines, record)
+    return record
+
+
+def purge(engine: Engine) -> tuple[list[str], list[str], list[FirebuildError]]:
+    """Remove every ended machine and all that crashes left: the names removed, the repairs made, the failures met."""
+    repaired = engine.repair()
+    removed: list[str] = []
+    failures: list[FirebuildError] = []
+    for record in engine.machines.records.list_all():
+        if record.state not in ENDED:
+            continue
+        try:
+            remove_machine(engine.machines, record)
+            removed.append(record.spec.name)
+        except FirebuildError as error:
+            failures.append(error)
+    return removed, repaired, failures
+
+
+def note_end(engine: Engine, machine_id: str) -> None:
+    """What the supervisor calls when its VMM has ended."""
+    record = engine.machines.records.find(machine_id)
+    if record is not None:
+        finish_machine(engine.machines, record.spec.id)

@@ -1,0 +1,163 @@
+"""The host's end of a build machine: layers, runs, copies, disks (protocol/PROTOCOL.md, section 5)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from firebuild.guest.control import LayerCounts, ask, get_counts, send_data, take_data
+from firebuild.guest.exec import Output, wait_exit
+from firebuild.guest.frames import FrameType, violation
+from firebuild.guest.stream import open_stream
+
+__all__ = ["BuildGuest", "CopyItem", "LayerCounts", "RunSpec", "TreeEntry"]
+
+
+class CopyItem(msgspec.Struct, frozen=True):
+    """One source of a COPY. `kind`: "file" or "directory"; `name`: a file's last path component, empty for a directory."""
+
+    name: str
+    kind: str
+
+
+class RunSpec(msgspec.Struct, frozen=True):
+    """One command of a build. `env`: the whole environment as `K=V`. `network`: "default" or "none"."""
+
+    argv: list[str]
+    env: list[str]
+    user: str = ""
+    workdir: str = "/"
+    network: str = "default"
+    hostname: str = "buildkitsandbox"
+    tty: bool = False
+    ca_bundle: str | None = None
+
+
+class TreeEntry(msgspec.Struct, frozen=True):
+    """What stands at a path of a stack. `kind`: file, directory, symlink, other or missing; `content`: only if asked for."""
+
+    kind: str
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    size: int = 0
+    content_base64: str | None = None
+
+    @property
+    def content(self) -> bytes | None:
+        """The file's first bytes. Raises GuestError where they are not base64."""
+        if self.content_base64 is None:
+            return None
+        try:
+            return base64.b64decode(self.content_base64, validate=True)
+        except binascii.Error as error:
+            raise violation("content that is not base64") from error
+
+
+class BuildGuest:
+    """A build machine's guest. Thread-safe: each call opens its own stream. All calls raise GuestError."""
+
+    def __init__(self, vsock: Path) -> None:
+        self._vsock = vsock
+
+    def setup(self, drive: str) -> int:
+        """Mount the blank work disk `drive` (`vda`); returns its free bytes. Once, before all else."""
+        free = ask(self._vsock, {"op": "build-setup", "work": drive}).get("free_bytes")
+        if not isinstance(free, int):
+            raise violation("no free_bytes")
+        return free
+
+    def mount_layer(self, layer: str, drive: str) -> None:
+        """Make the read-only ext4 disk `drive` the layer `layer`."""
+        ask(self._vsock, {"op": "layer-mount", "layer": layer, "drive": drive})
+
+    def apply_layer(self, layer: str, stack: Sequence[str], chunks: Iterable[bytes]) -> LayerCounts:
+        """Unpack an uncompressed OCI layer tar as `layer`, which lies on `stack` (topmost first)."""
+        return self._send({"op": "layer-apply", "layer": layer, "stack": list(stack)}, chunks)
+
+    def run_layer(self, layer: str, stack: Sequence[str], spec: RunSpec, output: Output) -> int:
+        """Run a command in a new layer on `stack`; returns its exit code. The layer is kept whatever the code is."""
+        request = {"op": "layer-run", "layer": layer, "stack": list(stack), **msgspec.to_builtins(spec)}
+        with open_stream(self._vsock, request) as stream:
+            stream.expect(FrameType.REPLY)
+            return wait_exit(stream, output)
+
+    def copy_into_layer(
+        self,
+        layer: str,
+        stack: Sequence[str],
+        items: Sequence[CopyItem],
+        chunks: Iterable[bytes],
+        *,
+        dest: str,
+        dest_is_directory: bool,
+        chown: str = "",
+        chmod: str = "",
+    ) -> LayerCounts:
+        """COPY from the host: `chunks` is a tar whose entries are named after their item's number, `0`, `1/x`."""
+        request = {
+            "op": "layer-copy", "layer": layer, "stack": list(stack), "items": msgspec.to_builtins(list(items)),
+            "dest": dest, "dest_is_directory": dest_is_directory, "chown": chown, "chmod": chmod, "from": None,
+        }  # fmt: skip
+        return self._send(request, chunks)
+
+    def copy_from_stack(
+        self,
+        layer: str,
+        stack: Sequence[str],
+        source_stack: Sequence[str],
+        paths: Sequence[str],
+        *,
+        dest: str,
+        dest_is_directory: bool,
+        chown: str = "",
+        chmod: str = "",
+    ) -> LayerCounts:
+        """COPY --from: `paths` are read in `source_stack`, inside the guest."""
+        request = {
+            "op": "layer-copy", "layer": layer, "stack": list(stack), "items": [], "dest": dest,
+            "dest_is_directory": dest_is_directory, "chown": chown, "chmod": chmod,
+            "from": {"stack": list(source_stack), "paths": list(paths)},
+        }  # fmt: skip
+        with open_stream(self._vsock, request) as stream:
+            return get_counts(stream)
+
+    def capture_layer(self, layer: str, write: Callable[[bytes], object]) -> LayerCounts:
+        """Hand the layer as an uncompressed OCI layer tar to `write`."""
+        return self._take({"op": "layer-capture", "layer": layer}, write)
+
+    def drop_layer(self, layer: str) -> None:
+        """Forget a layer and free its space."""
+        ask(self._vsock, {"op": "layer-drop", "layer": layer})
+
+    def write_disk(self, stack: Sequence[str], drive: str) -> LayerCounts:
+        """Write the merged tree of `stack` to the blank ext4 disk `drive`, sync and unmount it."""
+        with open_stream(self._vsock, {"op": "disk-write", "stack": list(stack), "drive": drive}) as stream:
+            return get_counts(stream)
+
+    def export_tree(self, stack: Sequence[str], write: Callable[[bytes], object]) -> LayerCounts:
+        """Hand the merged tree of `stack` as a tar to `write`."""
+        return self._take({"op": "tree-export", "stack": list(stack)}, write)
+
+    def stat(self, stack: Sequence[str], path: str, read_bytes: int = 0) -> TreeEntry:
+        """What stands at `path` in `stack`, links followed inside it, with up to `read_bytes` of its content."""
+        request = {"op": "tree-stat", "stack": list(stack), "path": path, "read_bytes": read_bytes}
+        try:
+            return msgspec.convert(ask(self._vsock, request), TreeEntry)
+        except msgspec.ValidationError as error:
+            raise violation(f"a REPLY to tree-stat that does not fit ({error})") from error
+
+    def _send(self, request: dict[str, Any], chunks: Iterable[bytes]) -> LayerCounts:
+        with open_stream(self._vsock, request) as stream:
+            send_data(stream, chunks)
+            return get_counts(stream)
+
+    def _take(self, request: dict[str, Any], write: Callable[[bytes], object]) -> LayerCounts:
+        with open_stream(self._vsock, request) as stream:
+            take_data(stream, write)
+            return get_counts(stream)

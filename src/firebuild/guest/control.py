@@ -1,0 +1,107 @@
+"""Single requests to a guest: hello, stop, power off, copies (protocol/PROTOCOL.md, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from firebuild.errors import GuestError
+from firebuild.guest.frames import FrameType, violation
+from firebuild.guest.stream import GuestStream, open_stream
+from firebuild.host.deadline import Deadline
+
+PROTOCOL_VERSION = 1
+_CHUNK = 256 * 1024
+
+
+class LayerCounts(msgspec.Struct, frozen=True):
+    """What a transfer moved: `entries` of an archive, `bytes` of file content."""
+
+    entries: int
+    bytes: int
+
+
+def ask(vsock: Path, request: dict[str, Any], deadline: Deadline | None = None) -> dict[str, Any]:
+    """Send one request and return its one REPLY. Raises GuestError, DeadlineError."""
+    with open_stream(vsock, request, deadline) as stream:
+        return stream.expect(FrameType.REPLY, deadline).json()
+
+
+def say_hello(vsock: Path, deadline: Deadline) -> dict[str, Any]:
+    """The guest's version and features. Raises GuestError where it speaks another protocol."""
+    reply = ask(vsock, {"op": "hello"}, deadline)
+    if reply.get("protocol") != PROTOCOL_VERSION:
+        raise GuestError(
+            f"the guest speaks protocol {reply.get('protocol')!r}; this firebuild speaks {PROTOCOL_VERSION}"
+        )
+    return reply
+
+
+def request_stop(vsock: Path, signal: int, timeout_s: float, deadline: Deadline) -> None:
+    """Ask the guest to end its entrypoint with `signal`, after `timeout_s` by force, and to power off."""
+    ask(vsock, {"op": "stop", "signal": signal, "timeout_ms": int(timeout_s * 1000)}, deadline)
+
+
+def request_poweroff(vsock: Path, deadline: Deadline) -> None:
+    """Ask the guest to end everything, sync, unmount and power off."""
+    ask(vsock, {"op": "poweroff"}, deadline)
+
+
+def copy_in(vsock: Path, path: str, chunks: Iterable[bytes], deadline: Deadline | None = None) -> LayerCounts:
+    """Unpack a tar stream below the guest's folder `path`."""
+    with open_stream(vsock, {"op": "copy-in", "path": path}, deadline) as stream:
+        send_data(stream, chunks)
+        return get_counts(stream, deadline)
+
+
+def copy_out(vsock: Path, path: str, write: Callable[[bytes], object], deadline: Deadline | None = None) -> str:
+    """Hand the tar of the guest's `path` to `write`; returns its kind: file, directory or symlink."""
+    with open_stream(vsock, {"op": "copy-out", "path": path}, deadline) as stream:
+        kind = stream.expect(FrameType.REPLY, deadline).json().get("kind")
+        if kind not in ("file", "directory", "symlink"):
+            raise violation(f"the kind {kind!r}")
+        take_data(stream, write, deadline)
+        return str(kind)
+
+
+def send_data(stream: GuestStream, chunks: Iterable[bytes]) -> None:
+    """Send bulk data as DATA frames, and its end.
+
+    A guest that refuses says why and closes: if sending fails, what it said is raised in place of the lost connection.
+    """
+    try:
+        for chunk in chunks:
+            view = memoryview(chunk)
+            for start in range(0, len(view), _CHUNK):
+                stream.send(FrameType.DATA, view[start : start + _CHUNK])
+        stream.send(FrameType.DATA)
+    except GuestError as lost:
+        try:
+            stream.get_frame(Deadline(5, "the guest's answer"))
+        except GuestError as reason:
+            if reason.guest_code != "lost":
+                raise reason from lost
+        raise
+
+
+def take_data(stream: GuestStream, write: Callable[[bytes], object], deadline: Deadline | None = None) -> int:
+    """Hand DATA frames to `write` until the end of the data; returns the number of bytes."""
+    total = 0
+    while True:
+        payload = stream.expect(FrameType.DATA, deadline).payload
+        if not payload:
+            return total
+        write(payload)
+        total += len(payload)
+
+
+def get_counts(stream: GuestStream, deadline: Deadline | None = None) -> LayerCounts:
+    """The REPLY that ends a transfer. Raises GuestError."""
+    frame = stream.expect(FrameType.REPLY, deadline)
+    try:
+        return msgspec.json.decode(frame.payload, type=LayerCounts)
+    except msgspec.DecodeError as error:
+        raise violation(f"a REPLY without counts ({error})") from error

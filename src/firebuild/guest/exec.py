@@ -1,0 +1,84 @@
+"""Running a program in a guest: `exec` with streams or a terminal (protocol/PROTOCOL.md, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from firebuild.errors import GuestError
+from firebuild.guest.frames import FrameType, violation
+from firebuild.guest.stream import GuestStream, open_stream
+from firebuild.host.deadline import Deadline
+
+Output = Callable[[str, bytes], None]
+
+
+class ExecSpec(msgspec.Struct, frozen=True):
+    """What to run. `env`: `K=V` texts added to the entrypoint's. `user`, `workdir`: empty for the entrypoint's.
+
+    `rows`, `cols`: the terminal's size.
+    """
+
+    argv: Sequence[str]
+    env: Sequence[str] = ()
+    user: str = ""
+    workdir: str = ""
+    tty: bool = False
+    stdin: bool = False
+    rows: int = 24
+    cols: int = 80
+
+
+class ExecSession:
+    """A running program in the guest."""
+
+    def __init__(self, stream: GuestStream, pid: int) -> None:
+        self.stream = stream
+        self.pid = pid
+
+    def send_input(self, data: bytes) -> None:
+        """Bytes for its standard input; empty: end of input."""
+        self.stream.send(FrameType.STDIN, data)
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Tell its terminal its size."""
+        self.stream.send_json(FrameType.RESIZE, {"rows": rows, "cols": cols})
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, by the guest's (Linux x86-64) number."""
+        self.stream.send_json(FrameType.SIGNAL, {"signal": number})
+
+    def wait(self, output: Output, deadline: Deadline | None = None) -> int:
+        """Hand on its output until it ends; returns its exit code (128 + the signal that ended it)."""
+        return wait_exit(self.stream, output, deadline)
+
+
+def wait_exit(stream: GuestStream, output: Output, deadline: Deadline | None = None) -> int:
+    """Read STDOUT and STDERR into `output` ("stdout" or "stderr", bytes) until EXIT; returns the exit code. Raises GuestError."""
+    while True:
+        frame = stream.get_frame(deadline)
+        if frame.type is FrameType.STDOUT:
+            output("stdout", frame.payload)
+        elif frame.type is FrameType.STDERR:
+            output("stderr", frame.payload)
+        elif frame.type is FrameType.EXIT:
+            code = frame.json().get("code")
+            if not isinstance(code, int) or isinstance(code, bool) or not 0 <= code <= 255:
+                raise violation(f"the exit code {code!r}")
+            return code
+        else:
+            raise violation(f"{frame.type.name} from a running program")
+
+
+@contextmanager
+def open_exec(vsock: Path, spec: ExecSpec, deadline: Deadline | None = None) -> Iterator[ExecSession]:
+    """Start a program in the guest; leaving the block before it ended hangs up on it. Raises GuestError."""
+    request = {"op": "exec", **msgspec.to_builtins(spec)}
+    with open_stream(vsock, request, deadline) as stream:
+        pid = stream.expect(FrameType.REPLY, deadline).json().get("pid")
+        if not isinstance(pid, int):
+            raise GuestError("the guest did not say which process it started", guest_code="protocol")
+        yield ExecSession(stream, pid)

@@ -1,0 +1,405 @@
+"""A machine's life: created, started, waited for, stopped, ended, removed. The only place where the drivers meet.
+
+Order: the record is written before the first side effect and removed after the last one; between them each step
+can be repeated. Whoever changes a machine holds its lock (`machines/<id>/lock`, which goes with the folder).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from firebuild.errors import DeadlineError, FirebuildError, GuestError, HostError, MachineError
+from firebuild.guest.control import request_stop
+from firebuild.host.deadline import Deadline
+from firebuild.host.files import map_os_error, remove_tree, write_atomic
+from firebuild.host.identity import kill_and_wait, wait_gone
+from firebuild.host.locks import hold_lock
+from firebuild.host.watch import wait_for_path
+from firebuild.layout import Layout, MachineLayout
+from firebuild.machine.metadata import MMDS_ADDRESS, parse_signal, plan_boot_document, plan_metadata
+from firebuild.machine.spec import MachineSpec
+from firebuild.machine.state import ENDED, MachineRecord, MachineRecords, Progress, State
+from firebuild.machine.supervisor import Owner, SupervisorLink, open_owner, open_supervisor, read_tail, start_supervisor
+from firebuild.names import MachineId
+from firebuild.network.attach import Attachment, NetworkSettings, attach_network, detach_network
+from firebuild.vmm.api import open_api
+from firebuild.vmm.models import BootSource, Drive, MachineConfiguration, MmdsConfig, NetworkInterface, VmmSetup, Vsock
+from firebuild.vmm.process import plan_emulator
+
+_CLEANUP_S = 120.0
+_LOCK_S = 150.0
+_GUEST_CID = 3
+
+
+class Boot(msgspec.Struct, frozen=True):
+    """What a machine boots: the kernel and the initramfs, as files on the host."""
+
+    kernel: Path
+    initramfs: Path
+
+
+class MachineServices(msgspec.Struct, frozen=True):
+    """What the life of machines needs. `vmm_binary`: a program that takes Firecracker's arguments; None: the emulator."""
+
+    layout: Layout
+    records: MachineRecords
+    networks: NetworkSettings
+    vmm_binary: str | None = None
+
+
+@contextmanager
+def hold_machine(services: MachineServices, machine_id: MachineId) -> Iterator[MachineLayout]:
+    """Hold the machine's lock for the block. Raises BusyError after a while."""
+    paths = services.layout.machine(machine_id)
+    try:
+        paths.state.mkdir(mode=0o711, parents=True, exist_ok=True)
+    except OSError as error:
+        raise map_os_error(error, f"making `{paths.state}`") from error
+    with hold_lock(paths.lock, f"the machine {machine_id}", deadline=Deadline(_LOCK_S, "waiting for the machine")):
+        yield paths
+
+
+def start_machine(
+    services: MachineServices,
+    spec: MachineSpec,
+    boot: Boot,
+    *,
+    prepare: Callable[[MachineLayout], None],
+    owner: Owner | None = None,
+) -> MachineRecord:
+    """Record a machine, start it, and wait until its guest is ready.
+
+    `prepare` makes the machine's own disks below its folder. With `owner` the machine stays tied to it (a build machine
+    does not outlive its build); without, it is released once it is ready. On any failure, an interrupt included,
+    everything is undone and the record removed; the error carries the console's last lines.
+    Raises ConflictError, PathTooLongError, UsageError before anything exists; then any FirebuildError.
+    """
+    services.layout.machine(spec.id).check_lengths()
+    plan_boot_document(spec, None)
+    try:
+        services.records.insert(spec)
+        return _start_recorded(services, spec, boot, prepare, owner)
+    except BaseException:
+        # An interrupt can hit anywhere, also before the lock was held: whatever is recorded is undone.
+        with _uninterrupted():
+            if services.records.find(spec.id) is not None:
+                with hold_machine(services, spec.id) as paths:
+                    undo_start(services, spec.id, paths)
+        raise
+
+
+def _start_recorded(
+    services: MachineServices,
+    spec: MachineSpec,
+    boot: Boot,
+    prepare: Callable[[MachineLayout], None],
+    owner: Owner | None,
+) -> MachineRecord:
+    with hold_machine(services, spec.id) as paths, ExitStack() as stack:
+        tie = owner or stack.enter_context(open_owner())
+        try:
+            prepare(paths)
+            started = _start(services, spec, boot, paths, tie)
+            if owner is None:
+                tie.release()
+            return started
+        except BaseException as error:
+            evidence = _evidence(paths) if isinstance(error, (MachineError, DeadlineError)) else None
+            # A second Ctrl-C must not stop the undoing half-way.
+            with _uninterrupted():
+                undo_start(services, spec.id, paths)
+            if evidence and isinstance(error, FirebuildError):
+                error.details = f"{error.details}\n{evidence}" if error.details else evidence
+            raise
+
+
+def _start(
+    services: MachineServices, spec: MachineSpec, boot: Boot, paths: MachineLayout, owner: Owner
+) -> MachineRecord:
+    records = services.records
+    progress = Progress(started_at_ns=time.time_ns())
+    records.update(spec.id, State.STARTING, progress)
+    _make_run_folder(paths)
+    deadline = Deadline(spec.boot_timeout_s, f"starting {spec.name}")
+    attachment = None
+    if spec.network is not None:
+        attachment = attach_network(
+            services.networks, machine_id=spec.id, network=spec.network, ports=spec.ports, address=spec.address,
+            deadline=deadline,
+        )  # fmt: skip
+        progress = msgspec.structs.replace(progress, addresses=list(attachment.addresses), mac=attachment.mac)
+        records.update(spec.id, State.STARTING, progress)
+    write_atomic(paths.boot_document, msgspec.json.encode(plan_boot_document(spec, attachment)))
+    supervisor, vmm = start_supervisor(
+        spec, paths,
+        plan_emulator(vmm_id=spec.id, api_socket=paths.api_socket, log=paths.vmm_log, binary=services.vmm_binary),
+        netns=Path(attachment.netns_path) if attachment else None,
+        on_exit=[sys.executable, "-I", "-m", "firebuild", "machine-ended", spec.id],
+        owner=owner,
+        environment={
+            "FIREBUILD_STATE": str(services.layout.state), "FIREBUILD_RUN": str(services.layout.run),
+            **{name: os.environ[name] for name in ("FIREBUILD_PROFILE", "FIREBUILD_CONFIG") if name in os.environ},
+        },
+    )  # fmt: skip
+    progress = msgspec.structs.replace(progress, supervisor=supervisor, vmm=vmm)
+    records.update(spec.id, State.STARTING, progress)
+    with open_supervisor(paths) as link:
+        if link is None:
+            raise MachineError(f"the supervisor of {spec.name} ended at once", details=read_tail(paths.supervisor_log))
+        _boot(services, spec, boot, paths, attachment, deadline)
+        _await_ready(spec, link, deadline)
+    progress = msgspec.structs.replace(progress, ready_at_ns=time.time_ns())
+    records.update(spec.id, State.RUNNING, progress)
+    return services.records.get(spec.id)
+
+
+def _make_run_folder(paths: MachineLayout) -> None:
+    # What an earlier life of this id left is not reused: ids are not, so nothing may be there.
+    try:
+        paths.run.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        paths.run.mkdir(mode=0o711)
+    except FileExistsError:
+        raise HostError(f"`{paths.run}` exists already", hint="run `firebuild purge`") from None
+    except OSError as error:
+        raise map_os_error(error, f"making `{paths.run}`") from error
+
+
+def _boot(
+    services: MachineServices,
+    spec: MachineSpec,
+    boot: Boot,
+    paths: MachineLayout,
+    attachment: Attachment | None,
+    deadline: Deadline,
+) -> None:
+    def vmm_lives() -> bool:
+        supervisor = services.records.get(spec.id).progress.supervisor
+        return supervisor is not None and not wait_gone(supervisor, 0) and not paths.exit_record.exists()
+
+    if not wait_for_path(paths.api_socket, deadline, alive=vmm_lives):
+        raise MachineError(f"the VMM of {spec.name} ended before its API was there")
+    mmds = spec.mmds and spec.kind == "run" and attachment is not None
+    setup = VmmSetup(
+        machine=MachineConfiguration(vcpu_count=spec.cpus, mem_size_mib=spec.memory_mib),
+        boot=BootSource(
+            kernel_image_path=str(boot.kernel), initrd_path=str(boot.initramfs), boot_args=spec.kernel_args
+        ),
+        drives=[
+            Drive(drive_id=drive.drive_id, path_on_host=drive.path, is_read_only=drive.read_only)
+            for drive in spec.drives
+        ],
+        vsock=Vsock(guest_cid=_GUEST_CID, uds_path=str(paths.vsock)),
+        interfaces=[NetworkInterface(iface_id="eth0", host_dev_name=attachment.tap, guest_mac=attachment.mac)]
+        if attachment
+        else [],
+        mmds_config=MmdsConfig(network_interfaces=["eth0"], ipv4_address=MMDS_ADDRESS) if mmds else None,
+        mmds={"latest": {"meta-data": plan_metadata(spec, attachment)}} if mmds else None,
+    )
+    with open_api(paths.api_socket, deadline) as api:
+        api.configure(setup)
+        api.start_instance()
+
+
+def _await_ready(spec: MachineSpec, link: SupervisorLink, deadline: Deadline) -> None:
+    step = "the kernel"
+    while True:
+        try:
+            event = link.find_event(deadline)
+        except DeadlineError:
+            raise DeadlineError(
+                f"the guest of {spec.name} was not ready within {spec.boot_timeout_s:g} s; it was last seen at: {step}",
+                hint="give it more time with --boot-timeout, or look at its console below",
+            ) from None
+        if event is None:
+            raise MachineError(f"the supervisor of {spec.name} ended while its guest was starting")
+        name = event.get("event")
+        if name == "ready":
+            return
+        if name == "step":
+            step = str(event.get("name", ""))[:80]
+        elif name == "failed":
+            code, message = str(event.get("code", ""))[:64], str(event.get("message", ""))[:2000]
+            raise MachineError(f"the guest of {spec.name} could not start: {message}", hint=_failure_hint(code))
+        elif name == "vmm-exit":
+            raise MachineError(f"the VMM of {spec.name} ended while its guest was starting (last step: {step})")
+
+
+def _failure_hint(code: str) -> str | None:
+    return {
+        "not-found": "the image's entrypoint does not exist in it: see `firebuild image inspect`, or give a command",
+        "not-executable": "the image's entrypoint is not executable",
+        "no-such-user": "the image's USER is not in its /etc/passwd",
+    }.get(code)
+
+
+def _evidence(paths: MachineLayout) -> str:
+    parts = []
+    for title, path in (
+        ("console", paths.console_log),
+        ("VMM log", paths.vmm_log),
+        ("supervisor", paths.supervisor_log),
+    ):
+        tail = read_tail(path, 15)
+        if tail:
+            parts.append(f"last lines of the {title}:\n{tail}")
+    return "\n".join(parts)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    import signal
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def undo_start(services: MachineServices, machine_id: MachineId, paths: MachineLayout) -> None:
+    """End what runs, take down the network, remove files, and the record last. The lock is held."""
+    end_processes(services, machine_id)
+    detach_network(services.networks, machine_id, deadline=Deadline(_CLEANUP_S, "taking down the network"))
+    remove_tree(paths.run)
+    remove_tree(paths.state)
+    services.records.delete(machine_id)
+
+
+def end_processes(services: MachineServices, machine_id: MachineId) -> None:
+    """Kill a machine's supervisor and VMM, if they run; identity is checked, so no other process is hit. Raises MachineError."""
+    record = services.records.find(machine_id)
+    if record is None:
+        return
+    for identity, grace_s in ((record.progress.supervisor, 15.0), (record.progress.vmm, 0.0)):
+        if identity is not None and not kill_and_wait(identity, grace_s=grace_s):
+            raise MachineError(f"the process {identity.pid} of the machine {record.spec.name} cannot be killed")
+
+
+def finish_machine(services: MachineServices, machine_id: MachineId, *, reason: str | None = None) -> None:
+    """What follows a machine's end: the network is taken down, its sockets removed, its end recorded. Idempotent.
+
+    Called by the supervisor through `firebuild machine-ended`, and by whoever finds a machine that ended unseen.
+    """
+    if services.records.find(machine_id) is None:
+        return
+    with hold_machine(services, machine_id) as paths:
+        record = services.records.find(machine_id)
+        if record is None:
+            # Removed while we waited for its lock: the folder that the lock made again goes too.
+            remove_tree(paths.state)
+            return
+        if record.state in ENDED:
+            return
+        if record.state in (State.CREATED, State.STARTING):
+            # Its command died while starting it: nobody ever had this machine.
+            undo_start(services, machine_id, paths)
+            return
+        finish_held(services, record, paths, reason=reason)
+
+
+def finish_held(
+    services: MachineServices, record: MachineRecord, paths: MachineLayout, *, reason: str | None = None
+) -> None:
+    """As finish_machine, the lock being held."""
+    spec = record.spec
+    exit_record = load_exit_record(paths)
+    if exit_record is None:
+        # No exit record: the supervisor did not live to write one. It kills its VMM with it; be sure of both.
+        end_processes(services, spec.id)
+    elif record.progress.vmm is not None:
+        kill_and_wait(record.progress.vmm, grace_s=0)
+    detach_network(services.networks, spec.id, deadline=Deadline(_CLEANUP_S, "taking down the network"))
+    remove_tree(paths.run)
+    if spec.auto_remove or spec.kind == "build":
+        remove_tree(paths.state)
+        services.records.delete(spec.id)
+        return
+    state, code, why = _ending(exit_record, reason)
+    progress = msgspec.structs.replace(
+        record.progress, supervisor=None, vmm=None, exit_code=code, reason=why, ended_at_ns=time.time_ns()
+    )
+    services.records.update(spec.id, state, progress)
+
+
+def _ending(exit_record: dict[str, Any] | None, reason: str | None) -> tuple[State, int | None, str]:
+    if exit_record is None:
+        return State.LOST, None, reason or "the supervisor was lost"
+    guest_exit = exit_record.get("guest_exit")
+    code = guest_exit.get("code") if isinstance(guest_exit, dict) else None
+    why = reason or str(exit_record.get("reason", "exit"))
+    if isinstance(code, int):
+        return State.STOPPED, code, why
+    if why in ("killed", "stopped by the user"):
+        return State.STOPPED, 137, why
+    return State.FAILED, None, why
+
+
+def load_exit_record(paths: MachineLayout) -> dict[str, Any] | None:
+    """The supervisor's exit record, or None. Raises MachineError where it does not parse."""
+    try:
+        value = msgspec.json.decode(paths.exit_record.read_bytes())
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise MachineError(f"the exit record `{paths.exit_record}` does not parse: {error}") from error
+    return value if isinstance(value, dict) else None
+
+
+def stop_machine(services: MachineServices, record: MachineRecord, *, timeout_s: float) -> None:
+    """End a running machine: its stop signal, after `timeout_s` force; with 0 at once by force. Returns when it has ended."""
+    spec = record.spec
+    paths = services.layout.machine(spec.id)
+    supervisor = record.progress.supervisor
+    if record.effective_state in ENDED or supervisor is None:
+        finish_machine(services, spec.id)
+        return
+    with open_supervisor(paths) as link:
+        forced = timeout_s <= 0
+        if not forced:
+            try:
+                number = parse_signal(spec.entrypoint.stop_signal)
+                request_stop(
+                    paths.vsock, number, timeout_s, Deadline(min(timeout_s, 10) + 5, "asking the guest to stop")
+                )
+                # The guest gets its own timeout to end the entrypoint, and as long again to sync and power off.
+                forced = not wait_gone(supervisor, timeout_s * 2 + 10)
+            except (GuestError, DeadlineError):
+                forced = True
+        if forced:
+            if link is not None:
+                link.kill_vmm()
+            if not wait_gone(supervisor, 30):
+                kill_and_wait(supervisor, grace_s=5)
+    finish_machine(services, spec.id, reason="stopped by the user" if not forced else "killed")
+
+
+def remove_machine(services: MachineServices, record: MachineRecord) -> None:
+    """Remove an ended machine with its files; the record last. Raises MachineError if it still runs."""
+    spec = record.spec
+    with hold_machine(services, spec.id) as paths:
+        current = services.records.find(spec.id)
+        if current is None:
+            remove_tree(paths.state)
+            return
+        if current.state not in ENDED:
+            if current.alive:
+                raise MachineError(
+                    f"the machine {spec.name} is {current.state}", hint=f"stop it first: firebuild stop {spec.name}"
+                )
+            finish_held(services, current, paths)
+        detach_network(services.networks, spec.id, deadline=Deadline(_CLEANUP_S, "taking down the network"))
+        remove_tree(paths.run)
+        remove_tree(paths.state)
+        services.records.delete(spec.id)

@@ -1,0 +1,135 @@
+"""What a guest is told: the metadata document (MMDS) and the boot document (protocol/PROTOCOL.md, section 3)."""
+
+from __future__ import annotations
+
+import ipaddress
+import signal
+from typing import Any
+
+import msgspec
+
+from firebuild.errors import UsageError
+from firebuild.machine.spec import MachineSpec
+from firebuild.network.attach import Attachment
+
+MMDS_LIMIT_BYTES = 51200
+MMDS_ADDRESS = "169.254.169.254"
+
+
+def plan_metadata(spec: MachineSpec, attachment: Attachment | None) -> dict[str, Any]:
+    """The object at `latest/meta-data`; every leaf is a string. Raises UsageError if it exceeds what MMDS holds."""
+    entry = spec.entrypoint
+    entrypoint = {
+        "Cmd": entry.cmd,
+        "EntryPoint": entry.entrypoint,
+        "Env": entry.env,
+        "Shell": entry.shell,
+        "User": entry.user,
+        "Workdir": entry.workdir,
+    }
+    document: dict[str, Any] = {
+        "VMMID": spec.id,
+        "ImageTag": spec.image,
+        "LocalHostname": spec.hostname,
+        "EntrypointJSON": msgspec.json.encode(entrypoint).decode(),
+        "Env": dict(spec.env),
+        "Users": {name: {"SSHKeys": keys} for name, keys in spec.users.items()},
+        "Drives": {
+            str(number): {
+                "DriveID": drive.drive_id,
+                "IsReadOnly": str(drive.read_only).lower(),
+                "IsRootDevice": "false",
+                "PartUUID": "",
+                "PathOnHost": drive.drive_id,
+            }
+            for number, drive in enumerate(spec.drives, start=1)
+        },
+        "Machine": {
+            "CPU": str(spec.cpus),
+            "CPUTemplate": "",
+            "HTEnabled": "false",
+            "KernelArgs": spec.kernel_args,
+            "Mem": str(spec.memory_mib),
+            "VMLinux": spec.kernel,
+        },
+        "Network": _network(attachment) if attachment is not None else {"CniNetworkName": "", "Interfaces": {}},
+    }
+    size = len(msgspec.json.encode({"latest": {"meta-data": document}}))
+    if size > MMDS_LIMIT_BYTES:
+        raise UsageError(
+            f"the machine's metadata has {size} bytes; the metadata service holds {MMDS_LIMIT_BYTES}",
+            hint="pass less in environment variables and SSH keys, or copy a file in with `firebuild cp`",
+        )
+    return document
+
+
+def plan_ip_configuration(attachment: Attachment) -> dict[str, Any]:
+    """The first address of an attachment, in the words of the original's `IPConfiguration`."""
+    if not attachment.addresses:
+        return {"Gateway": attachment.gateway or "", "IP": "", "IPAddr": "", "IPMask": "", "IPNet": "ip+net"}
+    interface = ipaddress.ip_interface(attachment.addresses[0])
+    return {
+        "Gateway": attachment.gateway or "",
+        "IP": str(interface.ip),
+        "IPAddr": str(interface),
+        "IPMask": interface.netmask.packed.hex(),
+        "IPNet": "ip+net",
+    }
+
+
+def _network(attachment: Attachment) -> dict[str, Any]:
+    facts = plan_ip_configuration(attachment)
+    facts |= {"HostDeviceName": attachment.tap, "IfName": attachment.interface}
+    facts["NameServers"] = ",".join(attachment.nameservers)
+    return {"CniNetworkName": attachment.network, "Interfaces": {attachment.mac: facts}}
+
+
+def plan_boot_document(spec: MachineSpec, attachment: Attachment | None) -> dict[str, Any]:
+    """The boot document. With MMDS it holds no metadata: the guest fetches them there."""
+    mmds = spec.mmds and spec.kind == "run" and attachment is not None
+    document: dict[str, Any] = {
+        "id": spec.id,
+        "kind": spec.kind,
+        "init": "direct",
+        "root": None,
+        "interfaces": [],
+        "dns": {"nameservers": [], "search": [], "options": []},
+        "mmds": {"address": MMDS_ADDRESS, "interface": "eth0"} if mmds else None,
+        "metadata": None,
+        "stop_signal": parse_signal(spec.entrypoint.stop_signal),
+        "start_entrypoint": spec.kind == "run",
+        "tty": False,
+    }
+    if spec.kind == "run":
+        upper = "vdb" if spec.root_mode == "overlay" else None
+        document["root"] = {"mode": spec.root_mode, "lower": "vda", "upper": upper}
+        if not mmds:
+            document["metadata"] = plan_metadata(spec, attachment)
+    if attachment is not None:
+        interface = {
+            "name": attachment.interface,
+            "mac": attachment.mac,
+            "addresses": list(attachment.addresses),
+            "gateway": attachment.gateway,
+            "mtu": attachment.mtu,
+        }
+        if attachment.gateway6:
+            interface["gateway6"] = attachment.gateway6
+        document["interfaces"] = [interface]
+        document["dns"] = {
+            "nameservers": list(attachment.nameservers),
+            "search": list(attachment.search),
+            "options": list(attachment.options),
+        }
+    return document
+
+
+def parse_signal(text: str) -> int:
+    """A signal's number from `SIGTERM`, `TERM` or `15`. Raises UsageError."""
+    if text.isdigit() and 1 <= int(text) <= 64:
+        return int(text)
+    name = text.upper()
+    try:
+        return int(signal.Signals[name if name.startswith("SIG") else f"SIG{name}"])
+    except KeyError:
+        raise UsageError(f"`{text}` is not a signal") from None

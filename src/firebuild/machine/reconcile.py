@@ -1,0 +1,93 @@
+"""Repairing what a crash left: machines whose owner died, and folders, sockets and networks that no record names."""
+
+from __future__ import annotations
+
+import logging
+
+from firebuild.errors import BusyError, FirebuildError
+from firebuild.host.deadline import Deadline
+from firebuild.host.files import remove_tree
+from firebuild.host.locks import hold_lock
+from firebuild.machine.lifecycle import MachineServices, finish_held, undo_start
+from firebuild.machine.state import ENDED, MachineRecord, State
+from firebuild.names import MachineId
+from firebuild.network.attach import detach_network, list_attachments
+
+logger = logging.getLogger(__name__)
+
+_CLEANUP_S = 120.0
+
+
+def reconcile(services: MachineServices) -> list[str]:
+    """Repair everything that no living process owns; returns a sentence for each thing repaired.
+
+    A machine that was being created or started when its command died is undone. One whose supervisor died has ended.
+    What cannot be repaired now is logged and left for the next time: it stays recorded.
+    """
+    repaired: list[str] = []
+    for record in services.records.list_all(kind=None):
+        if record.state in ENDED or (record.state is not State.CREATED and _owned(record)):
+            continue
+        try:
+            if _repair(services, record):
+                repaired.append(f"machine {record.spec.name}: its {record.state} was cut short; cleaned up")
+        except BusyError:
+            continue
+        except FirebuildError as error:
+            logger.warning("the machine %s could not be repaired: %s", record.spec.name, error)
+    repaired += _sweep(services)
+    return repaired
+
+
+def _owned(record: MachineRecord) -> bool:
+    # A build machine and a starting one belong to their command, whose lock tells; the others to their supervisor.
+    return record.state in (State.RUNNING, State.PAUSED, State.STOPPING) and record.alive
+
+
+def _repair(services: MachineServices, seen: MachineRecord) -> bool:
+    paths = services.layout.machine(seen.spec.id)
+    paths.state.mkdir(mode=0o711, parents=True, exist_ok=True)
+    # Without waiting: whoever holds the lock is alive and at work on it.
+    with hold_lock(paths.lock, f"the machine {seen.spec.name}"):
+        record = services.records.find(seen.spec.id)
+        if record is None or record.state in ENDED:
+            if record is None:
+                remove_tree(paths.state)
+            return False
+        if record.state in (State.CREATED, State.STARTING):
+            undo_start(services, record.spec.id, paths)
+            return True
+        if record.alive:
+            return False
+        finish_held(services, record, paths)
+        return True
+
+
+def _sweep(services: MachineServices) -> list[str]:
+    """Folders and attachments without a record: their command died between two removals, or its database is gone."""
+    known = {str(record.spec.id) for record in services.records.list_all(kind=None)}
+    swept: list[str] = []
+    for machine_id in list_attachments(services.networks):
+        if machine_id not in known:
+            detach_network(
+                services.networks, MachineId(machine_id), deadline=Deadline(_CLEANUP_S, "taking down the network")
+            )
+            swept.append(f"network of the forgotten machine {machine_id}: taken down")
+    for root in (services.layout.machines, services.layout.machines_run):
+        for folder in root.iterdir() if root.is_dir() else ():
+            if folder.name not in known and _abandoned(services, folder.name):
+                remove_tree(folder)
+                swept.append(f"folder of the forgotten machine {folder.name}: removed")
+    return swept
+
+
+def _abandoned(services: MachineServices, name: str) -> bool:
+    # A record is written before its folder, so a folder without one has no owner, unless the owner just removed the record.
+    lock = services.layout.machine(MachineId(name)).lock
+    if not lock.exists():
+        return True
+    try:
+        with hold_lock(lock, f"the machine {name}"):
+            return services.records.find(name) is None
+    except BusyError:
+        return False

@@ -1,0 +1,66 @@
+"""What a machine is: the frozen description that is recorded before anything exists."""
+
+from __future__ import annotations
+
+import msgspec
+
+from firebuild.names import MachineId, PortMapping
+
+DEFAULT_KERNEL_ARGS = "console=ttyS0 reboot=k panic=1 pci=off quiet cryptomgr.notests random.trust_cpu=on"
+DEFAULT_MEMORY_MIB = 256
+DEFAULT_NETWORK = "machines"
+BUILD_NETWORK = "machine-builds"
+DEFAULT_BOOT_TIMEOUT_S = 180.0
+
+
+class Entrypoint(msgspec.Struct, frozen=True):
+    """What runs in the machine: the image's configuration with the user's changes. `env`: the image's variables."""
+
+    entrypoint: list[str] = []
+    cmd: list[str] = []
+    env: dict[str, str] = {}
+    shell: list[str] = msgspec.field(default_factory=lambda: ["/bin/sh", "-c"])
+    user: str = ""
+    workdir: str = "/"
+    stop_signal: str = "SIGTERM"
+
+
+class DriveSpec(msgspec.Struct, frozen=True):
+    """A drive, in the order in which the guest names them. `path`: absolute, on the host."""
+
+    drive_id: str
+    path: str
+    read_only: bool
+
+
+class MachineSpec(msgspec.Struct, frozen=True):
+    """One machine.
+
+    `kind`: "run" or "build". `image`: the familiar reference; `image_digest`: its manifest's. `memory_mib`: MiB.
+    `disk_size_bytes`: of the upper disk. `network`: a network's name, or None for none. `env`: of the run; wins over the image's.
+    `users`: SSH public keys by user name. `auto_remove`: removed with everything once it has ended.
+    """
+
+    id: MachineId
+    name: str
+    kind: str
+    hostname: str
+    kernel: str
+    cpus: int
+    memory_mib: int
+    network: str | None
+    image: str = ""
+    image_digest: str = ""
+    kernel_args: str = DEFAULT_KERNEL_ARGS
+    disk_size_bytes: int = 0
+    root_mode: str = "overlay"
+    drives: list[DriveSpec] = []
+    ports: list[PortMapping] = []
+    address: str | None = None
+    env: dict[str, str] = {}
+    users: dict[str, str] = {}
+    entrypoint: Entrypoint = Entrypoint()
+    mmds: bool = True
+    auto_remove: bool = False
+    boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S
+    labels: dict[str, str] = {}

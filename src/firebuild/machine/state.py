@@ -1,0 +1,151 @@
+"""The records of machines in the database: intent first, removed last, found by id, unique prefix or name."""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import sqlite3
+import time
+
+import msgspec
+
+from firebuild.errors import ConflictError, NotFoundError, StoreError
+from firebuild.host.identity import ProcessIdentity, is_alive
+from firebuild.machine.spec import MachineSpec
+from firebuild.names import MachineId
+from firebuild.store.database import Database
+
+
+class State(enum.StrEnum):
+    """The states of a machine: created → starting → running ⇄ paused → stopping → stopped; failed; lost."""
+
+    CREATED = "created"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    LOST = "lost"
+
+
+ENDED = frozenset((State.STOPPED, State.FAILED, State.LOST))
+
+
+class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is known of a machine beyond its spec. Times are Unix times in nanoseconds; `exit_code`: the entrypoint's."""
+
+    supervisor: ProcessIdentity | None = None
+    vmm: ProcessIdentity | None = None
+    started_at_ns: int | None = None
+    ready_at_ns: int | None = None
+    ended_at_ns: int | None = None
+    exit_code: int | None = None
+    reason: str | None = None
+    addresses: list[str] = []
+    mac: str | None = None
+    lease: str | None = None
+
+
+class MachineRecord(msgspec.Struct, frozen=True):
+    """One machine as the database knows it."""
+
+    spec: MachineSpec
+    state: State
+    progress: Progress
+    created_at_ns: int
+
+    @property
+    def alive(self) -> bool:
+        """Whether its supervisor still runs."""
+        return self.progress.supervisor is not None and is_alive(self.progress.supervisor)
+
+    @property
+    def effective_state(self) -> State:
+        """The state, corrected by what is seen: a machine that should run and whose supervisor is gone is lost."""
+        if self.state in (State.RUNNING, State.PAUSED, State.STOPPING) and not self.alive:
+            return State.LOST
+        return self.state
+
+
+_COLUMNS = "spec, state, record, created_at_ns"
+
+
+class MachineRecords:
+    """The machines table. Raises ConflictError, NotFoundError, StoreError."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def insert(self, spec: MachineSpec) -> MachineRecord:
+        """Record the intent to have this machine. Raises ConflictError if the name is taken."""
+        now = time.time_ns()
+        try:
+            with self._database.transaction():
+                self._database.execute(
+                    "INSERT INTO machines (id, name, kind, state, spec, record, created_at_ns, updated_at_ns)"
+                    " VALUES (?, ?, ?, ?, ?, '{}', ?, ?)",
+                    (spec.id, spec.name, spec.kind, State.CREATED, msgspec.json.encode(spec).decode(), now, now),
+                )
+        except sqlite3.IntegrityError:
+            owner = self.find(spec.name)
+            by = f" by the machine {owner.spec.id} ({owner.effective_state})" if owner else ""
+            raise ConflictError(
+                f"the name `{spec.name}` is taken{by}",
+                hint=f"choose another --name, or remove it: firebuild rm {spec.name}",
+            ) from None
+        return MachineRecord(spec=spec, state=State.CREATED, progress=Progress(), created_at_ns=now)
+
+    def update(self, machine_id: MachineId, state: State, progress: Progress) -> None:
+        """Record a machine's state."""
+        with self._database.transaction():
+            self._database.execute(
+                "UPDATE machines SET state = ?, record = ?, updated_at_ns = ? WHERE id = ?",
+                (state, msgspec.json.encode(progress).decode(), time.time_ns(), machine_id),
+            )
+
+    def delete(self, machine_id: MachineId) -> None:
+        """Forget a machine: last, when nothing of it is left."""
+        with self._database.transaction():
+            self._database.execute("DELETE FROM machines WHERE id = ?", (machine_id,))
+
+    def list_all(self, kind: str | None = "run") -> list[MachineRecord]:
+        """All machines of a kind (None: of every kind), oldest first."""
+        where, parameters = ("", ()) if kind is None else (" WHERE kind = ?", (kind,))
+        rows = self._database.query(f"SELECT {_COLUMNS} FROM machines{where} ORDER BY created_at_ns", parameters)
+        return [_decode(row) for row in rows]
+
+    def find(self, text: str) -> MachineRecord | None:
+        """The machine with this id, name, or unique id prefix. Raises ConflictError where a prefix fits several."""
+        rows = self._database.query(f"SELECT {_COLUMNS} FROM machines WHERE id = ? OR name = ?", (text, text))
+        if not rows and text.isalnum():
+            rows = self._database.query(
+                f"SELECT {_COLUMNS} FROM machines WHERE kind = 'run' AND substr(id, 1, ?) = ? LIMIT 2",
+                (len(text), text),
+            )
+            if len(rows) > 1:
+                raise ConflictError(f"`{text}` is the beginning of several machine ids", hint="write more of it")
+        return _decode(rows[0]) if rows else None
+
+    def get(self, text: str) -> MachineRecord:
+        """As find; raises NotFoundError with the nearest names."""
+        record = self.find(text) if text else None
+        if record is None:
+            names = [other.spec.name for other in self.list_all()]
+            near = difflib.get_close_matches(text, names, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else "list them with `firebuild ls -a`"
+            raise NotFoundError(f"there is no machine `{text}`", hint=hint)
+        return record
+
+
+def _decode(row: sqlite3.Row) -> MachineRecord:
+    spec, state, progress, created_at_ns = tuple(row)
+    try:
+        return MachineRecord(
+            spec=msgspec.json.decode(str(spec), type=MachineSpec),
+            state=State(str(state)),
+            progress=msgspec.json.decode(str(progress), type=Progress),
+            created_at_ns=int(str(created_at_ns)),
+        )
+    except (msgspec.DecodeError, ValueError) as error:
+        raise StoreError(f"a machine's record in the database does not parse: {error}") from error

@@ -1,0 +1,69 @@
+"""The bodies of Firecracker's API, named exactly as in its OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class MachineConfiguration(msgspec.Struct, frozen=True, omit_defaults=False):
+    """PUT /machine-config. `mem_size_mib`: MiB."""
+
+    vcpu_count: int
+    mem_size_mib: int
+    smt: bool = False
+    track_dirty_pages: bool = False
+
+
+class BootSource(msgspec.Struct, frozen=True, omit_defaults=True):
+    """PUT /boot-source. Paths are as the VMM sees them."""
+
+    kernel_image_path: str
+    boot_args: str | None = None
+    initrd_path: str | None = None
+
+
+class Drive(msgspec.Struct, frozen=True):
+    """PUT /drives/{drive_id}. The guest names drives vda, vdb … in the order in which they are put."""
+
+    drive_id: str
+    path_on_host: str
+    is_root_device: bool = False
+    is_read_only: bool = False
+    cache_type: str = "Unsafe"
+
+
+class NetworkInterface(msgspec.Struct, frozen=True, omit_defaults=True):
+    """PUT /network-interfaces/{iface_id}."""
+
+    iface_id: str
+    host_dev_name: str
+    guest_mac: str | None = None
+
+
+class Vsock(msgspec.Struct, frozen=True):
+    """PUT /vsock. `guest_cid`: at least 3."""
+
+    guest_cid: int
+    uds_path: str
+
+
+class MmdsConfig(msgspec.Struct, frozen=True):
+    """PUT /mmds/config."""
+
+    network_interfaces: list[str]
+    version: str = "V2"
+    ipv4_address: str = "169.254.169.254"
+
+
+class VmmSetup(msgspec.Struct, frozen=True):
+    """Everything that is put before InstanceStart, in the order in which it is put."""
+
+    machine: MachineConfiguration
+    boot: BootSource
+    drives: list[Drive]
+    vsock: Vsock
+    interfaces: list[NetworkInterface] = []
+    mmds_config: MmdsConfig | None = None
+    mmds: dict[str, Any] | None = None

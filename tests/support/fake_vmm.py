@@ -1,0 +1,185 @@
+"""A scripted stand-in for `firecracker`: its API socket, its vsock socket, and a guest that behaves as the script says.
+
+Run as a program with Firecracker's arguments. `write_fake_vmm` makes an executable with a script of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import stat
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingMixIn, UnixStreamServer
+
+REQUEST, REPLY, ERROR, EVENT, STDOUT, EXIT = 0x01, 0x02, 0x03, 0x04, 0x11, 0x14
+_LONG_S = 86400.0
+
+
+@dataclass
+class Script:
+    """What the stand-in does. `refuse`: "PUT /boot-source" → fault_message. `push`: raw bytes (hex) sent in place of `ready`."""
+
+    die_at_start: bool = False
+    no_socket: bool = False
+    refuse: dict[str, str] = field(default_factory=dict)
+    ready: bool = True
+    failed: str = ""
+    push: str = ""
+    output: str = ""
+    exit_after_s: float | None = None
+    exit_code: int = 0
+    ignore_stop: bool = False
+    console: str = "fake kernel: booting\n"
+
+
+def write_fake_vmm(path: Path, script: Script) -> Path:
+    """An executable that behaves as `script` says, for FIREBUILD_BINARY_FIRECRACKER."""
+    text = shlex.quote(json.dumps(asdict(script)))
+    path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I {__file__} {text} "$@"\n')
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+class FakeGuest:
+    """The guest's side: pushes what happens, answers the control port."""
+
+    def __init__(self, script: Script, uds: str) -> None:
+        self.script = script
+        self.uds = uds
+        self.push: socket.socket | None = None
+
+    def boot(self) -> None:
+        push = self.push = socket.socket(socket.AF_UNIX)
+        push.connect(f"{self.uds}_1025")
+        request = {"op": "boot", "protocol": 1, "version": "fake", "kernel": "0.0.0-fake", "boot_id": "00"}
+        self.send(push, REQUEST, request)
+        kind, _ = receive(push)
+        assert kind == REPLY
+        self.send(push, EVENT, {"event": "step", "name": "fake step"})
+        if self.script.push:
+            push.sendall(bytes.fromhex(self.script.push))
+            return
+        if self.script.failed:
+            self.send(push, EVENT, {"event": "failed", "code": "not-found", "message": self.script.failed})
+            os._exit(0)
+        if not self.script.ready:
+            return
+        self.send(push, EVENT, {"event": "ready", "uptime_ms": 1, "entrypoint_pid": 1})
+        if self.script.output:
+            self.send_bytes(push, STDOUT, self.script.output.encode())
+        if self.script.exit_after_s is not None:
+            time.sleep(self.script.exit_after_s)
+            self.end(self.script.exit_code)
+
+    def end(self, code: int) -> None:
+        assert self.push is not None
+        self.send(self.push, EXIT, {"code": code, "signal": None})
+        self.push.shutdown(socket.SHUT_WR)
+        os._exit(0)
+
+    def send(self, stream: socket.socket, kind: int, value: object) -> None:
+        self.send_bytes(stream, kind, json.dumps(value).encode())
+
+    def send_bytes(self, stream: socket.socket, kind: int, payload: bytes) -> None:
+        stream.sendall((len(payload) + 1).to_bytes(4, "big") + bytes((kind,)) + payload)
+
+    def serve_control(self) -> None:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(self.uds)
+        listener.listen()
+        while True:
+            stream, _ = listener.accept()
+            threading.Thread(target=self.answer, args=(stream,), daemon=True).start()
+
+    def answer(self, stream: socket.socket) -> None:
+        line = b""
+        while not line.endswith(b"\n"):
+            line += stream.recv(1)
+        stream.sendall(b"OK 1073741824\n")
+        _, payload = receive(stream)
+        op = json.loads(payload)["op"]
+        if op == "hello":
+            self.send(stream, REPLY, {"protocol": 1, "version": "fake", "features": []})
+        elif op in ("stop", "poweroff"):
+            self.send(stream, REPLY, {})
+            if not self.script.ignore_stop:
+                self.end(143)
+        elif op == "exec":
+            self.send(stream, REPLY, {"pid": 7})
+            self.send_bytes(stream, STDOUT, b"fake output\n")
+            self.send(stream, EXIT, {"code": 3, "signal": None})
+        else:
+            self.send(stream, ERROR, {"code": "unsupported-op", "message": f"a fake guest has no {op}"})
+        stream.close()
+
+
+def receive(stream: socket.socket) -> tuple[int, bytes]:
+    """One frame."""
+    data = b""
+    while len(data) < 5 or len(data) < 4 + int.from_bytes(data[:4], "big"):
+        data += stream.recv(65536)
+    return data[4], data[5:]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    script: Script
+    uds = ""
+
+    def address_string(self) -> str:
+        return "unix"
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+    def do_PUT(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
+        fault = self.script.refuse.get(f"PUT {self.path}")
+        if fault:
+            self.reply(400, {"fault_message": fault})
+            return
+        if self.path == "/vsock":
+            type(self).uds = body["uds_path"]
+        if self.path == "/actions" and body.get("action_type") == "InstanceStart":
+            guest = FakeGuest(self.script, self.uds)
+            for task in (guest.serve_control, guest.boot):
+                threading.Thread(target=task, daemon=True).start()
+        self.reply(204, None)
+
+    do_PATCH = do_PUT
+
+    def reply(self, status: int, value: object) -> None:
+        data = b"" if value is None else json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if data:
+            self.wfile.write(data)
+
+
+class _Server(ThreadingMixIn, UnixStreamServer):
+    daemon_threads = True
+
+
+def main(arguments: list[str]) -> None:
+    """Serve until killed, or until the script ends it."""
+    script = Script(**json.loads(arguments[0]))
+    _Handler.script = script
+    print(script.console, end="", flush=True)
+    if script.die_at_start:
+        print("fake vmm: told to die", file=sys.stderr)
+        sys.exit(9)
+    if script.no_socket:
+        time.sleep(_LONG_S)
+    _Server(arguments[arguments.index("--api-sock") + 1], _Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,95 @@
+"""The documents that a guest is told: the seed's keys, strings all through, and their limits."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from firebuild.errors import UsageError
+from firebuild.machine.metadata import parse_signal, plan_boot_document, plan_metadata
+from firebuild.machine.spec import DriveSpec, Entrypoint, MachineSpec
+from firebuild.names import MachineId
+from firebuild.network.attach import Attachment
+
+SPEC = MachineSpec(
+    id=MachineId("wcabty1922gloailwrce"), name="one", kind="run", hostname="one", kernel="k", cpus=1, memory_mib=128,
+    network="machines", image="combust-labs/consul:1.9.4", env={"A": "1"}, users={"alpine": "ssh-rsa x\n"},
+    drives=[DriveSpec("rootfs", "/disks/x", True), DriveSpec("upper", "/m/upper", False)],
+    entrypoint=Entrypoint(entrypoint=["/bin/consul"], cmd=["agent"], env={"B": "2"}, user="0:0"),
+)  # fmt: skip
+
+
+@pytest.fixture
+def attachment() -> Attachment:
+    return Attachment(
+        machine_id=SPEC.id, network="machines", netns="fb-x", netns_path="/run/netns/fb-x", interface="eth0", tap="tap0",
+        mac="b6:16:f2:3d:29:cf", addresses=["192.168.127.5/24", "fd00::5/64"], gateway="192.168.127.1", gateway6="fd00::1",
+        mtu=1500, nameservers=["192.0.2.53"], search=["example"], options=[], host_interface="veth1", ports=[],
+        cni_version="1.0.0",
+    )  # fmt: skip
+
+
+def leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for item in value.values() for leaf in leaves(item)]
+    return [value]
+
+
+def test_the_metadata_has_the_seeds_keys_and_only_strings(attachment: Attachment) -> None:
+    document = plan_metadata(SPEC, attachment)
+    assert set(document) == {
+        "VMMID", "ImageTag", "LocalHostname", "EntrypointJSON", "Env", "Users", "Drives", "Machine", "Network",
+    }  # fmt: skip
+    assert all(isinstance(leaf, str) for leaf in leaves(document))
+    assert json.loads(document["EntrypointJSON"]) == {
+        "Cmd": ["agent"], "EntryPoint": ["/bin/consul"], "Env": {"B": "2"}, "Shell": ["/bin/sh", "-c"], "User": "0:0",
+        "Workdir": "/",
+    }  # fmt: skip
+    interface = document["Network"]["Interfaces"]["b6:16:f2:3d:29:cf"]
+    assert (interface["IP"], interface["IPAddr"], interface["IPMask"]) == (
+        "192.168.127.5",
+        "192.168.127.5/24",
+        "ffffff00",
+    )
+    assert document["Drives"]["1"]["IsReadOnly"] == "true"
+
+
+def test_more_metadata_than_the_service_holds_is_refused() -> None:
+    spec = msgspec.structs.replace(SPEC, env={"BIG": "x" * 60000})
+    with pytest.raises(UsageError, match="the metadata service holds 51200"):
+        plan_metadata(spec, None)
+
+
+def test_with_mmds_the_boot_document_holds_no_metadata(attachment: Attachment) -> None:
+    document = plan_boot_document(SPEC, attachment)
+    assert document["metadata"] is None
+    assert document["mmds"] == {"address": "169.254.169.254", "interface": "eth0"}
+    assert document["root"] == {"mode": "overlay", "lower": "vda", "upper": "vdb"}
+    assert document["interfaces"][0]["gateway6"] == "fd00::1"
+
+
+def test_without_mmds_the_same_object_comes_in_the_boot_document(attachment: Attachment) -> None:
+    spec = msgspec.structs.replace(SPEC, mmds=False)
+    document = plan_boot_document(spec, attachment)
+    assert document["mmds"] is None
+    assert document["metadata"] == plan_metadata(spec, attachment)
+
+
+def test_a_build_machine_has_neither_root_nor_metadata() -> None:
+    document = plan_boot_document(msgspec.structs.replace(SPEC, kind="build"), None)
+    assert (document["root"], document["metadata"], document["mmds"]) == (None, None, None)
+    assert document["start_entrypoint"] is False
+
+
+@pytest.mark.parametrize(("text", "number"), [("SIGTERM", 15), ("term", 15), ("9", 9), ("SIGRTMIN", 34)])
+def test_signals(text: str, number: int) -> None:
+    assert parse_signal(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "SIGNOPE", "0", "65", "-1"])
+def test_what_is_no_signal_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_signal(text)
