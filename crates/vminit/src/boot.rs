@@ -1,0 +1,252 @@
+//! The boot, step by step, and the main thread's life after it.
+
+use crate::guest::{Guest, Order};
+use crate::launch::exit_code_for;
+use crate::metadata::Profile;
+use crate::push::Push;
+use crate::reaper::Reaper;
+use crate::root::Disks;
+use crate::teardown::{power_off, reboot, Ending, HOST_GRACE};
+use crate::transport::Transport;
+use crate::util::{start_thread, Context, Deadline};
+use crate::{config, control, entrypoint, etc, files, log, metadata, modules, mounts, network, root, sys};
+use firebuild_protocol::message::{BootDocument, BootKind, PushEvent};
+use firebuild_protocol::{ProcessExit, ProcessHost, TaskError};
+use rustix::system::RebootCommand;
+use rustix::time::{ClockId, Timespec};
+use std::sync::mpsc::{channel, Receiver, RecvTimeoutError};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// For devices to be announced by the kernel.
+const DEVICES_TAKE: Duration = Duration::from_secs(30);
+/// For the host to listen and to answer.
+const HOST_TAKES: Duration = Duration::from_secs(60);
+const METADATA_TAKES: Duration = Duration::from_secs(20);
+/// What Ctrl-Alt-Del leaves the entrypoint.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a machine holds when its boot is done.
+#[derive(Default)]
+struct Booted {
+    disks: Option<Disks>,
+    /// Started, and its exit not told yet.
+    owes_exit: bool,
+    /// The exit of an entrypoint that could not be started.
+    unstarted: Option<ProcessExit>,
+}
+
+/// PID 1.
+pub fn run() -> ! {
+    sys::block_stop_signals();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    match reach_host() {
+        Ok((guest, orders)) => live(&guest, &orders),
+        Err(error) => {
+            log::error(&format!("cannot boot: {error}"));
+            reboot()
+        }
+    }
+}
+
+/// From nothing to the boot document.
+fn reach_host() -> Result<(Arc<Guest>, Receiver<Order>), TaskError> {
+    mounts::mount_early()?;
+    log::set_unlimited(true);
+    log::note(&format!("version {}", crate::VERSION));
+    protect_self();
+    log::note("load-modules");
+    for failure in modules::load_all() {
+        log::error(&failure);
+    }
+    let reaper = Reaper::start()?;
+    log::note("find-host");
+    let (transport, incoming) = Transport::start(Deadline::after(DEVICES_TAKE))?;
+    log::note(&format!("connect by {}", transport.name()));
+    let (push, reply) = Push::connect(Arc::new(transport), Deadline::after(HOST_TAKES))?;
+    set_clock(reply.clock_ns);
+    let (sender, orders) = channel();
+    let guest = Arc::new(Guest::new(reaper, push, reply.boot, sender));
+    let own = Arc::clone(&guest);
+    start_thread("control", move || control::serve(&own, &incoming))?;
+    let own = Arc::clone(&guest);
+    start_thread("signals", move || heed_signals(&own))?;
+    Ok((guest, orders))
+}
+
+/// PID 1 is never the one to die of a lack of memory, nor does Ctrl-Alt-Del pass it by.
+fn protect_self() {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
+        log::error(&format!("oom_score_adj: {error}"));
+    }
+    if let Err(errno) = rustix::system::reboot(RebootCommand::CadOff) {
+        log::error(&format!("Ctrl-Alt-Del: {errno}"));
+    }
+}
+
+/// Boot, serve, end.
+fn live(guest: &Arc<Guest>, orders: &Receiver<Order>) -> ! {
+    let mut booted = Booted::default();
+    if let Err(error) = configure(guest, &mut booted) {
+        fail(guest, &error);
+        if let Some(exit) = booted.unstarted {
+            guest.push.exit(exit);
+        }
+    } else {
+        log::set_unlimited(false);
+        wait_for_end(guest, orders, &mut booted);
+    }
+    power_off(&Ending { guest, orders, disks: booted.disks.as_ref(), owes_exit: booted.owes_exit })
+}
+
+fn fail(guest: &Guest, error: &TaskError) {
+    log::error(&format!("boot failed: {error}"));
+    let (code, message) = match error {
+        TaskError::Refused { code, message } => (code.as_str(), message.clone()),
+        TaskError::Stream(error) => ("io", error.to_string()),
+    };
+    guest.push.event(&PushEvent::Failed { code: code.to_owned(), message });
+}
+
+fn step(guest: &Guest, name: &str) {
+    log::note(name);
+    guest.push.step(name);
+}
+
+/// Everything between the boot document and `ready`.
+fn configure(guest: &Arc<Guest>, booted: &mut Booted) -> Result<(), TaskError> {
+    let document = &guest.document;
+    step(guest, "check-boot-document");
+    config::check(document)?;
+    step(guest, "network");
+    network::configure(&document.interfaces, document.mmds.as_ref(), Deadline::after(DEVICES_TAKE))?;
+    step(guest, "metadata");
+    let profile = metadata::load(document, Deadline::after(METADATA_TAKES))?;
+    let hostname = hostname_of(document, &profile);
+    rustix::system::sethostname(hostname.as_bytes()).doing("set the host name")?;
+    if document.kind == BootKind::Build {
+        // The build steps' own files are bound over with these.
+        etc::write_hosts(&hostname, &document.interfaces)?;
+        etc::write_resolv_conf(&document.dns)?;
+        guest.set_configured(profile);
+        return ready(guest, None);
+    }
+    if let Some(root) = &document.root {
+        step(guest, "mount-root");
+        booted.disks = Some(root::mount_root(root, Deadline::after(DEVICES_TAKE))?);
+        step(guest, "switch-root");
+        root::switch_root()?;
+    }
+    for missing in mounts::mount_late()? {
+        log::note(&missing);
+    }
+    step(guest, "write-files");
+    write_files(document, &profile, &hostname)?;
+    let pid = if document.start_entrypoint {
+        step(guest, "start-entrypoint");
+        Some(start_entrypoint(guest, &profile, booted)?)
+    } else {
+        None
+    };
+    guest.set_configured(profile);
+    ready(guest, pid)
+}
+
+fn hostname_of(document: &BootDocument, profile: &Profile) -> String {
+    const LONGEST: usize = 64;
+    let own = &profile.metadata.local_hostname;
+    let name = if own.is_empty() { &document.id } else { own };
+    name.chars().take(LONGEST).collect()
+}
+
+fn write_files(document: &BootDocument, profile: &Profile, hostname: &str) -> Result<(), TaskError> {
+    etc::write_all(hostname, &document.interfaces, &document.dns, &profile.metadata.env)?;
+    let passwd = files::read_or_empty("/etc/passwd", 4 << 20)?;
+    for failure in etc::write_keys(&profile.metadata.users, &passwd) {
+        log::error(&failure);
+    }
+    Ok(())
+}
+
+/// A program that cannot be executed also ends as Docker says: exit code 126 or 127.
+fn start_entrypoint(guest: &Arc<Guest>, profile: &Profile, booted: &mut Booted) -> Result<u32, TaskError> {
+    match entrypoint::start(guest, profile) {
+        Ok(pid) => {
+            booted.owes_exit = true;
+            Ok(pid)
+        }
+        Err(error) => {
+            booted.unstarted = Some(ProcessExit { code: exit_code_for(&error), signal: None });
+            Err(error)
+        }
+    }
+}
+
+fn ready(guest: &Guest, entrypoint_pid: Option<u32>) -> Result<(), TaskError> {
+    let uptime = rustix::time::clock_gettime(ClockId::Boottime);
+    let uptime = Duration::new(
+        u64::try_from(uptime.tv_sec).unwrap_or_default(),
+        u32::try_from(uptime.tv_nsec).unwrap_or_default(),
+    );
+    let uptime_ms = u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX);
+    log::note(&format!("ready after {uptime_ms} ms"));
+    guest.push.event(&PushEvent::Ready { uptime_ms, entrypoint_pid });
+    Ok(())
+}
+
+/// Set the clock; a machine without a clock chip begins in 1970.
+pub fn set_clock(clock_ns: u64) {
+    const NANOS: u64 = 1_000_000_000;
+    let time = Timespec {
+        tv_sec: i64::try_from(clock_ns / NANOS).unwrap_or_default(),
+        tv_nsec: i64::try_from(clock_ns % NANOS).unwrap_or_default(),
+    };
+    if let Err(errno) = rustix::time::clock_settime(ClockId::Realtime, time) {
+        log::error(&format!("set the clock: {errno}"));
+    }
+}
+
+/// Carry out orders until the entrypoint has ended or the machine is to be powered off.
+fn wait_for_end(guest: &Guest, orders: &Receiver<Order>, booted: &mut Booted) {
+    let mut kill_at: Option<Deadline> = None;
+    loop {
+        let order = match kill_at {
+            None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(deadline) => orders.recv_timeout(deadline.remaining()),
+        };
+        match order {
+            Ok(Order::EntrypointEnded(exit)) => {
+                booted.owes_exit = false;
+                log::note(&format!("entrypoint ended with {}", exit.code));
+                guest.push.exit(exit);
+                return;
+            }
+            Ok(Order::PowerOff) | Err(RecvTimeoutError::Disconnected) => return,
+            Ok(Order::Stop { signal, timeout }) => match guest.entrypoint() {
+                Some(pid) => {
+                    log::note(&format!("stop with signal {signal}"));
+                    // It may be ending by itself this moment: then its end is the next order.
+                    let _ = guest.reaper.signal(pid, signal, false);
+                    kill_at = Some(Deadline::after(timeout));
+                }
+                None if booted.owes_exit => {}
+                None => return,
+            },
+            Err(RecvTimeoutError::Timeout) => {
+                if let Some(pid) = guest.entrypoint() {
+                    let _ = guest.reaper.signal(pid, libc::SIGKILL, false);
+                }
+                // Its last output must not wait for ever for a host that does not read.
+                guest.push.give_up_after(HOST_GRACE);
+                kill_at = None;
+            }
+        }
+    }
+}
+
+fn heed_signals(guest: &Guest) {
+    while let Ok(signal) = sys::wait_for_stop_signal() {
+        log::note(&format!("signal {signal}"));
+        guest.order(Order::Stop { signal: guest.document.stop_signal, timeout: STOP_TIMEOUT });
+    }
+}

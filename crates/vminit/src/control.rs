@@ -1,0 +1,136 @@
+//! The control port: one request a stream, each on a thread of its own.
+
+use crate::copy;
+use crate::guest::{Guest, Order};
+use crate::launch::{prepare, Launch};
+use crate::session;
+use crate::stream::FdStream;
+use crate::util::{refuse, start_thread_with};
+use firebuild_protocol::message::{op_of, CopyRequest, ExecRequest, PlainRequest, StopRequest};
+use firebuild_protocol::{
+    ErrorCode, FrameStream, FrameType, ProtocolError, SessionOptions, TaskError, PROTOCOL_VERSION,
+};
+use serde::de::DeserializeOwned;
+use serde_json::{json, Value};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::Receiver;
+use std::sync::Arc;
+use std::time::Duration;
+
+const MOST_TASKS: usize = 256;
+/// Build operations walk deep trees.
+const TASK_STACK: usize = 1024 * 1024;
+/// For the first frame of a stream.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// For the host to read an answer to its end.
+const LINGER: Duration = Duration::from_secs(5);
+const LONGEST_STOP: Duration = Duration::from_secs(3600);
+
+/// Serve every stream that comes, until the machine ends.
+pub fn serve(guest: &Arc<Guest>, incoming: &Receiver<OwnedFd>) {
+    let tasks = Arc::new(AtomicUsize::new(0));
+    for fd in incoming {
+        let mut stream = FdStream::new(fd);
+        if tasks.fetch_add(1, Ordering::SeqCst) >= MOST_TASKS {
+            tasks.fetch_sub(1, Ordering::SeqCst);
+            stream.send_error(&TaskError::new(ErrorCode::Busy, "too many requests at once"));
+            continue;
+        }
+        let (guest, counter) = (Arc::clone(guest), Arc::clone(&tasks));
+        let started = start_thread_with("control", TASK_STACK, move || {
+            if let Err(error) = serve_one(&guest, &mut stream) {
+                stream.send_error(&error);
+            }
+            stream.linger(LINGER);
+            counter.fetch_sub(1, Ordering::SeqCst);
+        });
+        if let Err(error) = started {
+            tasks.fetch_sub(1, Ordering::SeqCst);
+            crate::log::error(&error.to_string());
+        }
+    }
+}
+
+fn serve_one(guest: &Arc<Guest>, stream: &mut FdStream) -> Result<(), TaskError> {
+    stream.set_read_timeout(Some(REQUEST_TIMEOUT)).map_err(ProtocolError::from)?;
+    let frame = stream.read_frame()?;
+    stream.set_read_timeout(None).map_err(ProtocolError::from)?;
+    if frame.frame_type != FrameType::Request {
+        return Err(ProtocolError::Unexpected(format!("{} frame", frame.frame_type.name())).into());
+    }
+    let request = Value::Object(frame.object()?);
+    let Some(op) = op_of(&request).map(str::to_owned) else {
+        return refuse(ErrorCode::BadRequest, "the request has no op");
+    };
+    match op.as_str() {
+        "hello" => hello(guest, request, stream),
+        "exec" => exec(guest, &parse(request)?, stream),
+        "copy-in" => copy_in(guest, &parse(request)?, stream),
+        "copy-out" => copy_out(guest, &parse(request)?, stream),
+        "stop" => stop(guest, &parse(request)?, stream),
+        "poweroff" => {
+            parse::<PlainRequest>(request)?;
+            reply(stream, &json!({}))?;
+            guest.order(Order::PowerOff);
+            Ok(())
+        }
+        other if guest.is_build() => {
+            guest.profile()?;
+            guest.builder.handle(other, &request, stream, &guest.reaper)
+        }
+        other => refuse(ErrorCode::UnsupportedOp, format!("no op {other:?}")),
+    }
+}
+
+fn parse<T: DeserializeOwned>(request: Value) -> Result<T, TaskError> {
+    serde_json::from_value(request).map_err(|error| TaskError::new(ErrorCode::BadRequest, error.to_string()))
+}
+
+fn reply(stream: &mut FdStream, value: &Value) -> Result<(), TaskError> {
+    Ok(stream.write_frame(FrameType::Reply, value.to_string().as_bytes())?)
+}
+
+fn hello(guest: &Guest, request: Value, stream: &mut FdStream) -> Result<(), TaskError> {
+    parse::<PlainRequest>(request)?;
+    let features: &[&str] = if guest.is_build() { &["exec", "copy", "build"] } else { &["exec", "copy"] };
+    reply(stream, &json!({"protocol": PROTOCOL_VERSION, "version": crate::VERSION, "features": features}))
+}
+
+fn exec(guest: &Guest, request: &ExecRequest, stream: &mut FdStream) -> Result<(), TaskError> {
+    let profile = guest.profile()?;
+    let launch = Launch {
+        argv: &request.argv,
+        env: &request.env,
+        user: &request.user,
+        workdir: &request.workdir,
+        tty: request.tty,
+        make_workdir: false,
+    };
+    let (command, setup) = prepare(profile, &launch)?;
+    let terminal = request.tty.then_some((request.rows, request.cols));
+    let options = SessionOptions { terminal, stdin: request.stdin };
+    let exit = session::run(&guest.reaper, command, setup, options, stream)?;
+    Ok(stream.write_frame(FrameType::Exit, &exit.to_json())?)
+}
+
+fn copy_in(guest: &Guest, request: &CopyRequest, stream: &mut FdStream) -> Result<(), TaskError> {
+    guest.profile()?;
+    let (entries, bytes) = copy::copy_in(&request.path, stream)?;
+    reply(stream, &json!({"entries": entries, "bytes": bytes}))
+}
+
+fn copy_out(guest: &Guest, request: &CopyRequest, stream: &mut FdStream) -> Result<(), TaskError> {
+    guest.profile()?;
+    copy::copy_out(&request.path, stream)
+}
+
+fn stop(guest: &Guest, request: &StopRequest, stream: &mut FdStream) -> Result<(), TaskError> {
+    if !(1..=64).contains(&request.signal) {
+        return refuse(ErrorCode::BadRequest, format!("{} is no signal", request.signal));
+    }
+    let timeout = Duration::from_millis(request.timeout_ms).min(LONGEST_STOP);
+    reply(stream, &json!({}))?;
+    guest.order(Order::Stop { signal: request.signal, timeout });
+    Ok(())
+}

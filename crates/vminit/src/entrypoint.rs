@@ -1,0 +1,60 @@
+//! The entrypoint: started as the image says, its output pushed to the host, its end ordered to the main thread.
+
+use crate::guest::{Guest, Order};
+use crate::launch::{prepare, Launch};
+use crate::metadata::Profile;
+use crate::outputs::Outputs;
+use crate::reaper::Started;
+use crate::session::{give_pipes, give_terminal, start_error};
+use crate::util::{refuse, start_thread};
+use firebuild_protocol::{ErrorCode, ProcessExit, ProcessHost, TaskError};
+use std::sync::Arc;
+
+const ROWS: u16 = 24;
+const COLS: u16 = 80;
+
+/// Start it. Returns its pid once the program has been executed.
+pub fn start(guest: &Arc<Guest>, profile: &Profile) -> Result<u32, TaskError> {
+    let argv = profile.entrypoint.argv();
+    if argv.is_empty() {
+        return refuse(ErrorCode::BadRequest, "the image has neither an entrypoint nor a command");
+    }
+    let tty = guest.document.tty;
+    let launch = Launch { argv: &argv, tty, make_workdir: true, ..Launch::default() };
+    let (mut command, mut setup) = prepare(profile, &launch)?;
+    let owner = setup.identity.as_ref().map(|(uid, _, _)| *uid);
+    let ends = if tty { give_terminal(&mut command, ROWS, COLS, owner)? } else { give_pipes(&mut command, false)? };
+    setup.new_session = true;
+    setup.controlling_terminal = tty;
+    let started = guest.reaper.start_child(&mut command, setup).map_err(|error| start_error(&command, &error))?;
+    drop(command);
+    let pid = started.pid;
+    guest.set_entrypoint(Some(pid));
+    let own = Arc::clone(guest);
+    start_thread("entrypoint", move || {
+        // Input stays open with the terminal: its closing would hang the entrypoint up.
+        let crate::session::Ends { input, outputs } = ends;
+        follow(&own, &started, outputs);
+        drop(input);
+    })?;
+    Ok(pid)
+}
+
+/// Push the output until the process has ended, then say so.
+fn follow(guest: &Guest, started: &Started, mut outputs: Outputs) {
+    let mut sink = |frame_type, bytes: &[u8]| {
+        guest.push.send(frame_type, bytes);
+        Ok(())
+    };
+    while let Ok((ready, _)) = outputs.wait(&started.pidfd, Vec::new()) {
+        // The sink never fails.
+        let _ = outputs.pump_ready(&ready, &mut sink);
+        if ready.ended {
+            let _ = outputs.drain(&mut sink);
+            break;
+        }
+    }
+    let exit = guest.reaper.wait(started.pid).unwrap_or(ProcessExit { code: 255, signal: None });
+    guest.set_entrypoint(None);
+    guest.order(Order::EntrypointEnded(exit));
+}

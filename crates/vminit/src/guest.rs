@@ -1,0 +1,75 @@
+//! What the parts of a booted guest share: reaper, push stream, boot document, the orders to the main thread.
+
+use crate::metadata::Profile;
+use crate::push::Push;
+use crate::reaper::Reaper;
+use crate::util::{lock, refuse};
+use firebuild_layers::{Builder, Settings};
+use firebuild_protocol::message::{BootDocument, BootKind};
+use firebuild_protocol::{ErrorCode, ProcessExit, TaskError};
+use std::sync::mpsc::Sender;
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+/// What other threads ask of the main one.
+#[derive(Debug)]
+pub enum Order {
+    EntrypointEnded(ProcessExit),
+    /// Signal the entrypoint, kill it after the timeout; then power off.
+    Stop {
+        signal: i32,
+        timeout: Duration,
+    },
+    PowerOff,
+}
+
+pub struct Guest {
+    pub reaper: Reaper,
+    pub push: Push,
+    pub document: BootDocument,
+    /// The layers of a build machine; of no use in another.
+    pub builder: Builder,
+    profile: OnceLock<Profile>,
+    entrypoint: Mutex<Option<u32>>,
+    orders: Sender<Order>,
+}
+
+impl Guest {
+    pub fn new(reaper: Reaper, push: Push, document: BootDocument, orders: Sender<Order>) -> Self {
+        let builder = Builder::new(Settings::default());
+        let (profile, entrypoint) = (OnceLock::new(), Mutex::new(None));
+        Self { reaper, push, document, builder, profile, entrypoint, orders }
+    }
+
+    pub fn is_build(&self) -> bool {
+        self.document.kind == BootKind::Build
+    }
+
+    /// The boot is done: requests are served from now on.
+    pub fn set_configured(&self, profile: Profile) {
+        // Set once, by the boot.
+        let _ = self.profile.set(profile);
+    }
+
+    /// The metadata, or `busy` while the guest boots.
+    pub fn profile(&self) -> Result<&Profile, TaskError> {
+        match self.profile.get() {
+            Some(profile) => Ok(profile),
+            None => refuse(ErrorCode::Busy, "the guest is still booting"),
+        }
+    }
+
+    pub fn set_entrypoint(&self, pid: Option<u32>) {
+        *lock(&self.entrypoint) = pid;
+    }
+
+    /// The entrypoint's pid while it runs.
+    pub fn entrypoint(&self) -> Option<u32> {
+        *lock(&self.entrypoint)
+    }
+
+    pub fn order(&self, order: Order) {
+        // The main thread is gone only when the machine is.
+        let _ = self.orders.send(order);
+    }
+}

@@ -1,0 +1,191 @@
+//! The one module with unsafe code: the program's entry, signals, what runs between fork and exec, vsock addresses.
+#![allow(unsafe_code)]
+
+use rustix::fs::{Mode, OFlags};
+use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
+use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
+use std::ffi::CString;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// The program's entry. Not Rust's own: that one aborts when descriptors 0 to 2 are closed and there is
+/// no `/dev/null`, which is how a kernel without a console starts PID 1.
+#[cfg(not(test))]
+#[no_mangle]
+pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) -> libc::c_int {
+    // SAFETY: plain calls. A write to a closed stream must be an error, not the end of PID 1; and many
+    // short threads must not each leave a heap behind.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_ABOVE);
+    }
+    crate::start()
+}
+
+/// Buffers of that size go back to the kernel as soon as they are dropped.
+#[cfg(not(test))]
+const MAPPED_ABOVE: libc::c_int = 64 * 1024;
+
+/// The signals that PID 1 takes as a request to stop: SIGINT is Ctrl-Alt-Del.
+const STOP_SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGPWR];
+
+fn stop_set() -> libc::sigset_t {
+    // SAFETY: sigset_t is plain data that sigemptyset initializes.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in STOP_SIGNALS {
+            libc::sigaddset(&mut set, signal);
+        }
+        set
+    }
+}
+
+/// Block the stop signals in this thread and all that it will start, so that [`wait_for_stop_signal`] gets them.
+pub fn block_stop_signals() {
+    let set = stop_set();
+    // SAFETY: the set is initialized, the old mask is not asked for.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
+}
+
+/// Block until one of the stop signals comes.
+pub fn wait_for_stop_signal() -> io::Result<i32> {
+    let set = stop_set();
+    let mut signal = 0;
+    // SAFETY: both pointers are to live locals.
+    match unsafe { libc::sigwait(&set, &mut signal) } {
+        0 => Ok(signal),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// What a child does between fork and exec, in this order.
+#[derive(Debug, Default)]
+pub struct ChildSetup {
+    /// Become the leader of a new session.
+    pub new_session: bool,
+    /// Take standard input as controlling terminal (needs `new_session`).
+    pub controlling_terminal: bool,
+    pub workdir: Option<CString>,
+    /// uid, gid, supplementary groups.
+    pub identity: Option<(u32, u32, Vec<u32>)>,
+    /// What to execute instead of the command's own program, arguments and environment.
+    pub program: Option<Program>,
+}
+
+/// A program for execve(2) itself: the library's way of executing would hand a text file to a shell.
+#[derive(Debug)]
+pub struct Program {
+    path: CString,
+    // The pointers go into the strings, whose bytes stay where they are when these vectors move.
+    _argv: Vec<CString>,
+    _env: Vec<CString>,
+    argv_pointers: Vec<*const libc::c_char>,
+    env_pointers: Vec<*const libc::c_char>,
+}
+
+// SAFETY: the pointers go to memory that the program owns and nobody changes.
+unsafe impl Send for Program {}
+// SAFETY: as above.
+unsafe impl Sync for Program {}
+
+impl Program {
+    pub fn new(path: CString, argv: Vec<CString>, env: Vec<CString>) -> Self {
+        let pointers = |strings: &[CString]| {
+            strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
+        };
+        let (argv_pointers, env_pointers) = (pointers(&argv), pointers(&env));
+        Self { path, _argv: argv, _env: env, argv_pointers, env_pointers }
+    }
+
+    /// Does not return if it succeeds.
+    fn execute(&self) -> io::Error {
+        // SAFETY: three live strings or null-terminated arrays of such.
+        unsafe { libc::execve(self.path.as_ptr(), self.argv_pointers.as_ptr(), self.env_pointers.as_ptr()) };
+        io::Error::last_os_error()
+    }
+}
+
+/// Let the command do this setup, and start with default signals, no signal blocked and `oom_score_adj` 0.
+pub fn prepare_child(command: &mut Command, setup: ChildSetup) {
+    let identity = setup.identity.map(|(uid, gid, groups)| {
+        let groups: Vec<_> = groups.into_iter().map(rustix::process::Gid::from_raw).collect();
+        (rustix::process::Uid::from_raw(uid), rustix::process::Gid::from_raw(gid), groups)
+    });
+    let hook = move || -> io::Result<()> {
+        reset_signals();
+        if let Ok(file) = rustix::fs::open("/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        {
+            rustix::io::write(&file, b"0")?;
+        }
+        if setup.new_session {
+            rustix::process::setsid()?;
+        }
+        if setup.controlling_terminal {
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+        }
+        if let Some(workdir) = &setup.workdir {
+            rustix::process::chdir(workdir.as_c_str())?;
+        }
+        if let Some((uid, gid, groups)) = &identity {
+            set_thread_groups(groups)?;
+            set_thread_gid(*gid)?;
+            set_thread_uid(*uid)?;
+        }
+        if let Some(program) = &setup.program {
+            return Err(program.execute());
+        }
+        Ok(())
+    };
+    // SAFETY: the hook makes system calls only; all its memory was allocated before the fork.
+    unsafe { command.pre_exec(hook) };
+}
+
+fn reset_signals() {
+    // SAFETY: async-signal-safe calls on an initialized local.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
+/// `struct sockaddr_vm` of vsock(7).
+pub struct VsockAddress {
+    pub cid: u32,
+    pub port: u32,
+}
+
+// SAFETY: the closure gets a pointer to a fully initialized sockaddr_vm and its size.
+unsafe impl SocketAddrArg for VsockAddress {
+    unsafe fn with_sockaddr<R>(&self, f: impl FnOnce(*const SocketAddrOpaque, SocketAddrLen) -> R) -> R {
+        let mut address: libc::sockaddr_vm = std::mem::zeroed();
+        address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+        address.svm_cid = self.cid;
+        address.svm_port = self.port;
+        let length = std::mem::size_of::<libc::sockaddr_vm>() as SocketAddrLen;
+        f(std::ptr::addr_of!(address).cast(), length)
+    }
+}
+
+/// This machine's vsock context id (`IOCTL_VM_SOCKETS_GET_LOCAL_CID` on `/dev/vsock`); None while no transport has one.
+pub fn local_vsock_cid() -> Option<u32> {
+    const GET_LOCAL_CID: libc::c_ulong = 0x7b9;
+    let file = rustix::fs::open("/dev/vsock", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let mut cid: libc::c_uint = libc::VMADDR_CID_ANY;
+    // SAFETY: the request writes one unsigned int.
+    let result = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&file), GET_LOCAL_CID, &mut cid) };
+    (result == 0 && cid != libc::VMADDR_CID_ANY).then_some(cid)
+}
+
+/// kill(2) with any signal number. A negative pid is a process group, -1 every process but this one.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: plain call without pointers.
+    match unsafe { libc::kill(pid, signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
