@@ -70,7 +70,7 @@ def _execute(
     selections: dict[str, Selection], cache: StepCache, reporter: Reporter,
 ) -> BuildResult:  # fmt: skip
     disk: Disk | None = None
-    session = BuildSession(services, plan.images, reporter, make_disk=request.make_disk)
+    session = BuildSession(services, plan, reporter, make_disk=request.make_disk)
     runner = StepRunner(dockerfile, session, services.blobs, context, services.clock)
     execution = Execution(plan, cache, session, runner, reporter, selections, platform=str(request.platform))
     # Left in this order: the machine is killed first, so that no thread waits for it.

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 
 from firebuild.build.copy import empty_tar
 from firebuild.build.digest import sha256_hex
 from firebuild.build.services import BuildServices, OpenMachine
-from firebuild.build.steps import ResultLayer
+from firebuild.build.steps import Plan, ResultLayer
 from firebuild.errors import InternalError
 from firebuild.events.progress import Canceled, Reporter
 from firebuild.guest.build import BuildGuest
 from firebuild.images.archive import open_layer
 from firebuild.names import Digest
 from firebuild.store.disks import Disk, StagedDisk
-from firebuild.store.images import Image, compute_chain_id
+from firebuild.store.images import compute_chain_id
 
-# A machine has 26 drives at most; the work disk and the result disk are among them.
+# A machine has 26 drives at most; the work disk and the result disk are among them. The root image comes first.
 MAX_BASE_DISKS = 20
 EMPTY_DIFF_ID = Digest("sha256:" + sha256_hex(empty_tar()))
 
@@ -33,10 +33,10 @@ class BuildSession:
     """See the module. `open` and `finish` belong to the main thread; all else may be called from any."""
 
     def __init__(
-        self, services: BuildServices, images: Sequence[Image], reporter: Reporter, *, make_disk: bool
+        self, services: BuildServices, plan: Plan, reporter: Reporter, *, make_disk: bool
     ) -> None:
         self._services = services
-        self._images = images
+        self._plan = plan
         self._reporter = reporter
         self._make_disk = make_disk
         self._resources = ExitStack()
@@ -77,18 +77,17 @@ class BuildSession:
 
     def open(self) -> None:
         """Open the machine. Raises FirebuildError; nothing of it is left then."""
-        bases = self._find_base_disks()
+        bases = self._ensure_base_disks()
         with self._reporter.step("[internal] boot the build machine"):
             results = []
             if self._make_disk:
-                self._staged = self._resources.enter_context(self._services.disks.stage(self._services.disk_size_bytes))
-                results = [self._staged.path]
+                results = [self._stage_result(bases).path]
             machine = self._running.enter_context(
                 self._services.open_build_machine(
-                    bases=[disk.path for disk in bases], results=results, purpose="building an image"
+                    bases=[disk.path for disk in bases.values()], results=results, purpose="building an image"
                 )
             )
-            for number, (disk, drive) in enumerate(zip(bases, machine.base_drives, strict=True)):
+            for number, (disk, drive) in enumerate(zip(bases.values(), machine.base_drives, strict=True)):
                 machine.guest.mount_layer(f"b{number}", drive)
                 self._disk_layers[disk.chain_id] = f"b{number}"
         self._machine = machine
@@ -110,21 +109,34 @@ class BuildSession:
         write = wanted and disk is None
         with self._reporter.step("exporting the disk") if write else ExitStack():
             if write:
-                machine.guest.write_disk(self.ensure_stack(layers), machine.result_drives[0])
+                # The result disk began as a copy of the root image's: only what lies above that is written.
+                above = [name for name in self.ensure_stack(layers) if name not in self._disk_layers.values()]
+                machine.guest.merge_disk(above, machine.result_drives[0])
             self._running.close()
             if write and self._staged is not None:
                 self._services.check_disk(self._staged.path)
                 disk = self._staged.publish(key, {"chain_id": chain_id, "parameters": parameters})
         return disk
 
-    def _find_base_disks(self) -> list[Disk]:
-        found: dict[str, Disk] = {}
-        for image in self._images:
-            if image.layers and len(found) < MAX_BASE_DISKS:
-                disk = self._services.disks.find_disk(self._services.disk_key(image.chain_id)[0])
-                if disk is not None:
-                    found[image.chain_id] = disk
-        return list(found.values())
+    def _ensure_base_disks(self) -> dict[str, Disk]:
+        """The disks of the base images by chain id, made where there are none yet: builds to come start from them too."""
+        disks: dict[str, Disk] = {}
+        for image in self._plan.images:
+            if not image.layers or image.chain_id in disks or len(disks) >= MAX_BASE_DISKS:
+                continue
+            disk = self._services.disks.find_disk(self._services.disk_key(image.chain_id)[0])
+            if disk is None:
+                with self._reporter.step(f"[internal] make the disk of {image.reference or image.manifest_digest[:19]}"):
+                    disk = self._services.ensure_disk(image)
+            disks[image.chain_id] = disk
+        return disks
+
+    def _stage_result(self, bases: Mapping[str, Disk]) -> StagedDisk:
+        root = self._plan.root_image
+        disk = bases.get(root.chain_id) if root is not None and root.layers else None
+        stage = self._services.disks.stage(self._services.disk_size_bytes, source=disk)
+        self._staged = self._resources.enter_context(stage)
+        return self._staged
 
     # -- for the stages' threads -----------------------------------------------------------------------------------
 

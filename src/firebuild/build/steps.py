@@ -115,6 +115,14 @@ class Plan(msgspec.Struct, frozen=True):
         """The stage whose result is the build's."""
         return self.stages[-1]
 
+    @property
+    def root_image(self) -> Image | None:
+        """The image at the bottom of the target's stage, through the stages that it stands on; None for scratch."""
+        stage = self.target
+        while isinstance(stage.base, int):
+            stage = self.get_stage(stage.base)
+        return stage.base
+
     def get_stage(self, index: int) -> PlannedStage:
         """The planned stage of that index in the Dockerfile."""
         return next(stage for stage in self.stages if stage.index == index)

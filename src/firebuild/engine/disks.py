@@ -61,17 +61,30 @@ def ensure_root_disk(engine: Engine, image: Image, report: Callable[[str], None]
     report(f"making the disk of {image.reference or image.manifest_digest[:19]}")
     with engine.disks.stage(engine.settings.root_disk_bytes) as staged:
         with open_machine(engine, bases=[], results=[staged.path], purpose="making a root disk") as machine:
-            stack: list[str] = []
-            for number, (descriptor, diff_id) in enumerate(
-                zip(image.layers, image.config.rootfs.diff_ids, strict=True)
-            ):
-                path = engine.blobs.path(descriptor.digest)
-                with open_layer(path, descriptor.media_type, expected_diff_id=diff_id) as layer:
-                    machine.guest.apply_layer(f"l{number}", stack, layer)
-                stack.insert(0, f"l{number}")
-            machine.guest.write_disk(stack, machine.result_drives[0])
+            _write_layers(engine, image, machine)
         check_disk(staged.path)
         return staged.publish(key, {"chain_id": image.chain_id, "parameters": parameters})
+
+
+def _write_layers(engine: Engine, image: Image, machine: BuildMachine) -> None:
+    """Unpack the lowest layer onto the blank disk, the others beside it, and carry those out on it."""
+    guest, drive = machine.guest, machine.result_drives[0]
+    stack: list[str] = []
+    for number, (descriptor, diff_id) in enumerate(zip(image.layers, image.config.rootfs.diff_ids, strict=True)):
+        path = engine.blobs.path(descriptor.digest)
+        with open_layer(path, descriptor.media_type, expected_diff_id=diff_id) as layer:
+            if number == 0:
+                guest.apply_disk(drive, layer)
+                continue
+            if not stack:
+                # The layers above take what they do not say of a folder from what lies below.
+                guest.mount_layer("b0", drive)
+                stack.append("b0")
+            guest.apply_layer(f"l{number}", stack, layer)
+            stack.insert(0, f"l{number}")
+    if stack:
+        guest.drop_layer("b0")
+        guest.merge_disk(stack[:-1], drive)
 
 
 def export_tree(engine: Engine, image: Image, write: Callable[[bytes], object]) -> int:

@@ -135,9 +135,13 @@ class BuildGuest:
         """Forget a layer and free its space."""
         ask(self._vsock, {"op": "layer-drop", "layer": layer})
 
-    def write_disk(self, stack: Sequence[str], drive: str) -> LayerCounts:
-        """Write the merged tree of `stack` to the blank ext4 disk `drive`, sync and unmount it."""
-        with open_stream(self._vsock, {"op": "disk-write", "stack": list(stack), "drive": drive}) as stream:
+    def apply_disk(self, drive: str, chunks: Iterable[bytes]) -> LayerCounts:
+        """Unpack an uncompressed OCI layer tar onto the tree on the ext4 disk `drive`, whiteouts carried out; then sync."""
+        return self._send({"op": "disk-apply", "drive": drive}, chunks)
+
+    def merge_disk(self, stack: Sequence[str], drive: str) -> LayerCounts:
+        """Carry the layers of `stack` (topmost first, none of them a disk) out on the tree on the disk `drive`; then sync."""
+        with open_stream(self._vsock, {"op": "disk-merge", "stack": list(stack), "drive": drive}) as stream:
             return get_counts(stream)
 
     def export_tree(self, stack: Sequence[str], write: Callable[[bytes], object]) -> LayerCounts:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from firebuild.errors import DiskFullError, NotFoundError, ProcessError, StoreError, UsageError
-from firebuild.host.files import make_sparse, map_os_error, remove_tree, sync_file, sync_folder, write_atomic
+from firebuild.host.files import copy_sparse, make_sparse, map_os_error, remove_tree, sync_file, sync_folder, write_atomic
 from firebuild.names import Digest
 from firebuild.store.staging import open_stage, sweep_unlocked
 
@@ -148,15 +148,21 @@ class DiskStore:
             return []
 
     @contextmanager
-    def stage(self, size_bytes: int, *, label: str = "root") -> Iterator[StagedDisk]:
-        """A blank ext4 disk, without a journal, in a private folder; without `publish` nothing remains.
+    def stage(self, size_bytes: int, *, label: str = "root", source: Disk | None = None) -> Iterator[StagedDisk]:
+        """A blank ext4 disk, without a journal, or a copy of the disk `source`, in a private folder.
 
-        Raises MissingProgramError without mke2fs, DiskFullError, HostError.
+        Without `publish` nothing remains. Raises MissingProgramError without mke2fs, StoreError if `source` is of another
+        size, DiskFullError, HostError.
         """
         # The unprivileged VMM passes through to its own file; it cannot list.
         with open_stage(self.root, prefix=_STAGE, mode=0o711) as folder:
             staged = StagedDisk(self, folder, size_bytes)
-            make_blank(staged.path, size_bytes, journal=False, label=label)
+            if source is None:
+                make_blank(staged.path, size_bytes, journal=False, label=label)
+            elif source.size_bytes != size_bytes:
+                raise StoreError(f"the disk {source.key[:12]} has {source.size_bytes} bytes, not {size_bytes}")
+            else:
+                copy_sparse(source.path, staged.path)
             yield staged
 
     def _publish(self, staged: StagedDisk, key: str, metadata: Mapping[str, Any] | DiskMetadata) -> Disk:

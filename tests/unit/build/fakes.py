@@ -17,7 +17,7 @@ from firebuild.build.services import BuildRequest, BuildResult, BuildServices
 from firebuild.errors import FirebuildError, GuestError, NotFoundError
 from firebuild.events.model import Event, StepCached, StepNote, StepStarted
 from firebuild.guest.build import CopyItem, LayerCounts, RunSpec, TreeEntry
-from firebuild.images.archive import open_layer_writer
+from firebuild.images.archive import open_layer, open_layer_writer
 from firebuild.names import Reference, parse_reference
 from firebuild.store.blobs import BlobStore, Descriptor
 from firebuild.store.database import Database
@@ -164,7 +164,7 @@ class FakeGuest:
         self.dropped.append(layer)
         self.layers.pop(layer, None)
 
-    def write_disk(self, stack: Sequence[str], drive: str) -> LayerCounts:
+    def merge_disk(self, stack: Sequence[str], drive: str) -> LayerCounts:
         self._check()
         self.written.append(list(stack))
         self.disks[drive].update(self.merged(stack))
@@ -211,9 +211,9 @@ class FakeDisks(DiskStore):
         return self.disks.get(key)
 
     @contextmanager
-    def stage(self, size_bytes: int, *, label: str = "root") -> Iterator[Any]:
+    def stage(self, size_bytes: int, *, label: str = "root", source: Disk | None = None) -> Iterator[Any]:
         path = self.root / f"disk{next(self._numbers)}"
-        self.trees[path] = {}
+        self.trees[path] = dict(self.trees[source.path]) if source is not None else {}
         self.staged += 1
         try:
             yield FakeStaged(self, path)
@@ -321,7 +321,11 @@ class Workshop:
         self.ensured.append(image)
         key, parameters = self.disk_key(image.chain_id)
         path = self.folder / f"made-{len(self.ensured)}"
-        self.disks.trees[path] = {}
+        tree: Tree = {}
+        for descriptor in image.layers:
+            with open_layer(self.blobs.path(descriptor.digest), descriptor.media_type) as layer:
+                tree.update(read_tar(layer.read()))
+        self.disks.trees[path] = tree
         disk = Disk(key, path, 0, image.chain_id, None, parameters)
         self.disks.disks[key] = disk
         return disk

@@ -1,0 +1,177 @@
+//! What has happened to the machine so far: the lines for the control socket and the facts of the exit record.
+
+use serde_json::{json, Value};
+
+use crate::clock;
+use crate::process::Ending;
+
+/// Why the machine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    Exit,
+    BootTimeout,
+    Killed,
+    OwnerGone,
+}
+
+impl Reason {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Exit => "exit",
+            Self::BootTimeout => "boot-timeout",
+            Self::Killed => "killed",
+            Self::OwnerGone => "owner-gone",
+        }
+    }
+}
+
+/// The kinds of event that a new client is told of; of each only the last is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Started,
+    Booted,
+    Step,
+    Ready,
+    Failed,
+    Violation,
+    Exit,
+    VmmExit,
+}
+
+/// The events in the order in which they happened, one of each kind, and the facts for the exit record.
+pub struct State {
+    events: Vec<(Kind, String)>,
+    reason: Reason,
+    guest_exit: Option<Value>,
+    failed: Option<Value>,
+    started_at: String,
+    ready_at: Option<String>,
+    exited: Option<(Ending, String)>,
+}
+
+impl State {
+    pub fn new() -> Self {
+        Self {
+            events: Vec::new(),
+            reason: Reason::Exit,
+            guest_exit: None,
+            failed: None,
+            started_at: clock::now_rfc3339(),
+            ready_at: None,
+            exited: None,
+        }
+    }
+
+    /// Notes an event; returns its line (with the newline) for the clients that are connected.
+    pub fn record(&mut self, kind: Kind, value: &Value) -> String {
+        match kind {
+            Kind::Ready => self.ready_at = Some(clock::now_rfc3339()),
+            Kind::Failed => self.failed = Some(without_event(value)),
+            Kind::Exit => self.guest_exit = Some(without_event(value)),
+            _ => {}
+        }
+        let line = format!("{value}\n");
+        self.events.retain(|(known, _)| *known != kind);
+        self.events.push((kind, line.clone()));
+        line
+    }
+
+    /// The VMM has ended.
+    pub fn record_vmm_exit(&mut self, ending: Ending) {
+        self.exited = Some((ending, clock::now_rfc3339()));
+    }
+
+    /// The first reason that is given stands.
+    pub fn set_reason(&mut self, reason: Reason) {
+        if self.reason == Reason::Exit && self.exited.is_none() {
+            self.reason = reason;
+        }
+    }
+
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    pub fn has(&self, kind: Kind) -> bool {
+        self.events.iter().any(|(known, _)| *known == kind)
+    }
+
+    /// All lines so far, for a client that has just connected.
+    pub fn history(&self) -> String {
+        self.events.iter().map(|(_, line)| line.as_str()).collect()
+    }
+
+    /// One word for `{"op":"status"}`.
+    pub fn summary(&self) -> &'static str {
+        let order = [
+            (Kind::VmmExit, "vmm-exited"),
+            (Kind::Exit, "exited"),
+            (Kind::Failed, "failed"),
+            (Kind::Ready, "ready"),
+            (Kind::Booted, "booted"),
+        ];
+        order.iter().find(|(kind, _)| self.has(*kind)).map_or("started", |(_, name)| name)
+    }
+
+    /// The exit record; meaningful once the VMM has ended.
+    pub fn exit_record(&self, id: &str) -> Value {
+        let (ending, exited_at) = match &self.exited {
+            Some((ending, at)) => (*ending, Some(at)),
+            None => (Ending::default(), None),
+        };
+        json!({
+            "id": id,
+            "reason": self.reason.name(),
+            "guest_exit": self.guest_exit,
+            "failed": self.failed,
+            "vmm_status": ending.status,
+            "vmm_signal": ending.signal,
+            "started_at": self.started_at,
+            "ready_at": self.ready_at,
+            "exited_at": exited_at,
+        })
+    }
+}
+
+fn without_event(value: &Value) -> Value {
+    let mut value = value.clone();
+    if let Some(object) = value.as_object_mut() {
+        object.remove("event");
+    }
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Kind, Reason, State};
+    use crate::process::Ending;
+    use serde_json::json;
+
+    #[test]
+    fn only_the_last_step_is_told_and_the_order_is_kept() {
+        let mut state = State::new();
+        state.record(Kind::Started, &json!({"event": "started"}));
+        for number in 0..5 {
+            state.record(Kind::Step, &json!({"event": "step", "name": number.to_string()}));
+        }
+        state.record(Kind::Ready, &json!({"event": "ready"}));
+        let names: Vec<String> = state.history().lines().map(str::to_owned).collect();
+        assert_eq!(names, [r#"{"event":"started"}"#, r#"{"event":"step","name":"4"}"#, r#"{"event":"ready"}"#]);
+        assert_eq!(state.summary(), "ready");
+    }
+
+    #[test]
+    fn the_first_reason_stands_and_the_record_is_whole() {
+        let mut state = State::new();
+        state.record(Kind::Exit, &json!({"event": "exit", "code": 3, "signal": null}));
+        state.set_reason(Reason::BootTimeout);
+        state.set_reason(Reason::Killed);
+        state.record_vmm_exit(Ending { status: None, signal: Some(9) });
+        let record = state.exit_record("m1");
+        assert_eq!(record["reason"], "boot-timeout");
+        assert_eq!(record["guest_exit"], json!({"code": 3, "signal": null}));
+        assert_eq!(record["vmm_signal"], 9);
+        assert!(record["vmm_status"].is_null() && record["ready_at"].is_null());
+        assert!(record["exited_at"].as_str().is_some_and(|text| text.ends_with('Z')));
+    }
+}
