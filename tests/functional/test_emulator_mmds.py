@@ -21,7 +21,7 @@ from firebuild.emulator.mmds import Mmds
 from firebuild.emulator.mmds_links import MmdsLink, close_link, open_link
 from firebuild.emulator.resources import Resources
 from firebuild.emulator.server import HttpServer
-from firebuild.errors import HostError
+from firebuild.errors import NetworkError
 from firebuild.host.netns import create_netns, delete_netns, run_in_netns
 
 T = TypeVar("T")
@@ -132,7 +132,7 @@ def test_the_guests_own_address_on_the_machines_side_does_no_harm(names: tuple[s
     run("ip", "-n", machine, "link", "set", "eth0", "up")
     run("tc", "-n", machine, "qdisc", "add", "dev", "tap0", "ingress")
     run(
-        *f"tc -n {machine} filter add dev tap0 parent ffff: protocol all prio 100 u32 match u32 0 0 "
+        *f"tc -n {machine} filter add dev tap0 ingress protocol all prio 100 u32 match u32 0 0 "
         "action mirred egress redirect dev eth0".split()
     )
     before = traces(machine)
@@ -162,7 +162,7 @@ def test_what_a_killed_emulator_left_is_replaced(names: tuple[str, str]) -> None
 
 
 def test_a_tap_that_is_not_there(names: tuple[str, str]) -> None:
-    with pytest.raises(HostError, match="nope"):
+    with pytest.raises(NetworkError, match="nope"):
         run_in_netns(names[0], lambda: open_link("nope", ADDRESS))
 
 

@@ -14,102 +14,88 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from firebuild.errors import HostError
+from firebuild.errors import NetworkError
+from firebuild.host import netlink, tc
 
 _CLONE_NEWNET = 0x40000000
-_ETH_P_IP = 0x0800
-_ETH_P_ARP = 0x0806
-_INGRESS = 0xFFFF0000
-_INGRESS_PARENT = 0xFFFF0000
 _PEER_MAC = "06:01:23:45:67:01"
 _INSIDE_NAME = "mmds0"
 PRIORITY_IP = 1
 PRIORITY_ARP = 2
+# Where the receiver's address stands in an IPv4 header (RFC 791) and in an ARP packet for IPv4 over Ethernet (RFC 826).
+_IP_DESTINATION_OFFSET = 16
+_ARP_TARGET_OFFSET = 24
 
 
-@dataclass
+@dataclass(frozen=True)
 class MmdsLink:
-    """One tap's way to the server: what must be taken down again, and the listening socket."""
+    """One tap's way to the server: the listening socket, the namespace that it is in, and what takes all down again."""
 
-    tap: str
-    outside: str
     listener: socket.socket
     namespace: int
-    own_qdisc: bool
+    undo: contextlib.ExitStack
 
 
 def open_link(tap: str, address: str) -> MmdsLink:
-    """Build the way from `tap`, in this network namespace, to a listening TCP socket at `address`:80. Raises HostError."""
+    """Build the way from `tap`, in this network namespace, to a listening TCP socket at `address`:80. Raises NetworkError."""
+    subject = f"the metadata service cannot be joined to `{tap}`"
     try:
         with contextlib.ExitStack() as undo:
-            return _open_link(tap, address, undo)
+            listener, namespace = _open_link(tap, address, undo)
+            return MmdsLink(listener, namespace, undo.pop_all())
     except OSError as error:
-        raise HostError(f"the metadata service cannot be joined to `{tap}`: {error}", hint="run it as root") from error
-    except Exception as error:
-        # pyroute2's own errors share no base class but Exception.
-        if type(error).__module__.split(".")[0] != "pyroute2":
-            raise
-        raise HostError(f"the metadata service cannot be joined to `{tap}`: {error}") from error
+        raise NetworkError(f"{subject}: {error}", hint="run it as root") from error
+    except NetworkError as error:
+        raise NetworkError(f"{subject}: {error}", hint=error.hint) from error
 
 
-def _open_link(tap: str, address: str, undo: contextlib.ExitStack) -> MmdsLink:
-    from pyroute2 import IPRoute
-
+def _open_link(tap_name: str, address: str, undo: contextlib.ExitStack) -> tuple[socket.socket, int]:
     inside = _new_namespace()
     undo.callback(os.close, inside)
-    outside = f"mmds{socket.if_nametoindex(tap)}"
-    with IPRoute() as route:
-        _remove_filters(route, tap)
-        with contextlib.suppress(OSError):
-            route.link("del", index=socket.if_nametoindex(outside))
-        peer = {"ifname": _INSIDE_NAME, "net_ns_fd": inside, "address": _PEER_MAC}
-        route.link("add", ifname=outside, kind="veth", peer=peer)
-        undo.callback(_remove_link, outside)
-        outside_index = socket.if_nametoindex(outside)
-        tap_index = socket.if_nametoindex(tap)
-        _silence(outside)
-        route.link("set", index=outside_index, state="up")
-        with _in_namespace(inside):
-            listener = _configure_inside(address)
-        undo.callback(listener.close)
-        own_qdisc = _ensure_ingress(route, tap_index)
-        _ensure_ingress(route, outside_index)
-        undo.callback(_undo_tap, tap, own_qdisc)
-        everything = ["0x0/0x0+0"]
-        _redirect(route, outside_index, tap_index, PRIORITY_IP, _ETH_P_IP, everything)
-        _redirect(route, outside_index, tap_index, PRIORITY_ARP, _ETH_P_ARP, everything)
-        number = "0x" + socket.inet_aton(address).hex()
-        # The destination stands at byte 16 of the IP header, the target's address at byte 24 of an ARP packet.
-        _redirect(route, tap_index, outside_index, PRIORITY_IP, _ETH_P_IP, [f"{number}/0xffffffff+16"])
-        _redirect(route, tap_index, outside_index, PRIORITY_ARP, _ETH_P_ARP, [f"{number}/0xffffffff+24"])
-    undo.pop_all()
-    return MmdsLink(tap, outside, listener, inside, own_qdisc)
+    tap = netlink.get_link(tap_name)
+    outside_name = f"mmds{tap.index}"
+    netlink.delete_link(outside_name)  # of an emulator that was killed
+    netlink.add_veth_pair(outside_name, peer=_INSIDE_NAME, peer_mac=_PEER_MAC, peer_netns=inside)
+    undo.callback(netlink.delete_link, outside_name)
+    outside = netlink.get_link(outside_name)
+    _silence(outside_name)
+    netlink.set_link_up(outside)
+    with _in_namespace(inside):
+        listener = _configure_inside(address)
+    undo.callback(listener.close)
+    if tc.ensure_ingress_qdisc(tap):
+        undo.callback(tc.delete_ingress_qdisc, tap)
+    else:
+        _remove_filters(tap)  # of an emulator that was killed
+        undo.callback(_remove_filters, tap)
+    tc.ensure_ingress_qdisc(outside)
+    tc.add_redirect_filter(outside, tap, priority=PRIORITY_IP, protocol=tc.ETH_P_IP)
+    tc.add_redirect_filter(outside, tap, priority=PRIORITY_ARP, protocol=tc.ETH_P_ARP)
+    number = int.from_bytes(socket.inet_aton(address))
+    to_address = tc.Match(number, 0xFFFFFFFF, _IP_DESTINATION_OFFSET)
+    for_address = tc.Match(number, 0xFFFFFFFF, _ARP_TARGET_OFFSET)
+    tc.add_redirect_filter(tap, outside, priority=PRIORITY_IP, protocol=tc.ETH_P_IP, match=to_address)
+    tc.add_redirect_filter(tap, outside, priority=PRIORITY_ARP, protocol=tc.ETH_P_ARP, match=for_address)
+    return listener, inside
 
 
 def close_link(link: MmdsLink) -> None:
-    """Take it down; what is gone already is fine. The namespace ends with its last descriptor. Raises HostError."""
-    link.listener.close()
-    os.close(link.namespace)
-    _undo_tap(link.tap, link.own_qdisc)
-    _remove_link(link.outside)
+    """Take it down; what is gone already is fine. The namespace ends with its last descriptor. Raises NetworkError."""
+    link.undo.close()
 
 
 def _configure_inside(address: str) -> socket.socket:
     """In the second namespace: the address, a route to whoever asks, and the socket."""
-    from pyroute2 import IPRoute
-
     with contextlib.suppress(OSError):
         # Nothing but IPv4 may come from here: no router solicitations into the guest's network.
         Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
-    with IPRoute() as route:
-        index = socket.if_nametoindex(_INSIDE_NAME)
-        route.link("set", index=1, state="up")
-        route.addr("add", index=index, address=address, prefixlen=32)
-        route.link("set", index=index, state="up")
-        # The guest's address is not known here: everybody is asked for by ARP on the one link that there is.
-        route.route("add", dst="0.0.0.0/0", oif=index, scope=253)
+    netlink.set_link_up(netlink.get_link("lo"))
+    inside = netlink.get_link(_INSIDE_NAME)
+    netlink.add_address(inside, address, 32)
+    netlink.set_link_up(inside)
+    # The guest's address is not known here: everybody is asked for by ARP on the one link that there is.
+    netlink.add_link_route(inside, "0.0.0.0", 0)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -121,54 +107,9 @@ def _configure_inside(address: str) -> socket.socket:
     return listener
 
 
-def _ensure_ingress(route: Any, index: int) -> bool:
-    """An ingress qdisc on a link; True if it was not there."""
-    for qdisc in route.get_qdiscs(index=index):
-        if qdisc.get_attr("TCA_KIND") in ("ingress", "clsact") and qdisc["index"] == index:
-            return False
-    route.tc("add", "ingress", index, _INGRESS)
-    return True
-
-
-def _redirect(route: Any, source: int, target: int, priority: int, protocol: int, keys: list[str]) -> None:
-    action = [{"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": target}]
-    route.tc(
-        "add-filter",
-        "u32",
-        source,
-        parent=_INGRESS_PARENT,
-        prio=priority,
-        protocol=protocol,
-        keys=keys,
-        target=0,
-        action=action,
-    )
-
-
-def _remove_filters(route: Any, tap: str) -> None:
-    """Remove our filters from a tap, also those of an emulator that was killed."""
-    index = socket.if_nametoindex(tap)
-    for priority, protocol in ((PRIORITY_IP, _ETH_P_IP), (PRIORITY_ARP, _ETH_P_ARP)):
-        # Absent filters, an absent qdisc and an absent link all come as errors of their own.
-        with contextlib.suppress(Exception):
-            route.tc("del-filter", index=index, parent=_INGRESS_PARENT, info=(priority << 16) | socket.htons(protocol))
-
-
-def _undo_tap(tap: str, own_qdisc: bool) -> None:
-    from pyroute2 import IPRoute
-
-    with contextlib.suppress(OSError), IPRoute() as route:
-        _remove_filters(route, tap)
-        if own_qdisc:
-            with contextlib.suppress(Exception):
-                route.tc("del", "ingress", socket.if_nametoindex(tap), _INGRESS)
-
-
-def _remove_link(name: str) -> None:
-    from pyroute2 import IPRoute
-
-    with contextlib.suppress(Exception), IPRoute() as route:
-        route.link("del", index=socket.if_nametoindex(name))
+def _remove_filters(tap: netlink.Link) -> None:
+    for priority, protocol in ((PRIORITY_IP, tc.ETH_P_IP), (PRIORITY_ARP, tc.ETH_P_ARP)):
+        tc.delete_filters(tap, priority=priority, protocol=protocol)
 
 
 def _silence(name: str) -> None:

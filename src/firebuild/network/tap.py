@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 
 from firebuild.errors import HostError, NetworkError
-from firebuild.network import netlink
+from firebuild.host import netlink, tc
 
 # linux/if_tun.h
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETGROUP = 0x400454CA, 0x400454CB, 0x400454CC, 0x400454CE
@@ -46,20 +46,16 @@ def join_tap(interface: str, tap: str, *, owner: tuple[int, int] | None) -> netl
     link = netlink.get_link(interface)
     _make_tap(tap, owner)
     tap_link = netlink.get_link(tap)
-    for index in (link.index, tap_link.index):
-        netlink.add_ingress_qdisc(index)
+    for each in (link, tap_link):
+        tc.ensure_ingress_qdisc(each)
     # The portmap plugin lets 127.0.0.0/8 cross the bridge (route_localnet), which would open the host's loopback services to
     # a guest that writes such packets itself (compare CVE-2020-8558). They end in the namespace's own stack, as martians.
     for number, offset in enumerate(_IPV4_ADDRESS_OFFSETS):
-        netlink.add_pass_filter(
-            tap_link.index,
-            priority=LOOPBACK_PRIORITY + number,
-            protocol=netlink.ETH_P_IP,
-            match=(_LOOPBACK, _LOOPBACK_MASK, offset),
-        )
-    netlink.add_redirect_filter(link.index, tap_link.index, priority=REDIRECT_PRIORITY)
-    netlink.add_redirect_filter(tap_link.index, link.index, priority=REDIRECT_PRIORITY)
-    netlink.set_link_up(tap_link.index, mtu=link.mtu)
+        match = tc.Match(_LOOPBACK, _LOOPBACK_MASK, offset)
+        tc.add_pass_filter(tap_link, priority=LOOPBACK_PRIORITY + number, protocol=tc.ETH_P_IP, match=match)
+    tc.add_redirect_filter(link, tap_link, priority=REDIRECT_PRIORITY)
+    tc.add_redirect_filter(tap_link, link, priority=REDIRECT_PRIORITY)
+    netlink.set_link_up(tap_link, mtu=link.mtu)
     return link
 
 
