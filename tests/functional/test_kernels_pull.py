@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from firebuild.errors import BusyError, KernelError, ProcessError
+from firebuild.host import process
 from firebuild.kernels import fetch
 from firebuild.kernels.fetch import Distribution, import_kernel, pull_kernel
 from firebuild.kernels.initramfs import ensure_initramfs
@@ -97,7 +98,7 @@ def test_no_such_package(store: KernelStore, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_failed_download_leaves_nothing(kernel: Kernel, store: KernelStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = fetch.run
+    original = process.run
 
     def offline(argv: list[str], **options: object) -> object:
         if "download" in argv:

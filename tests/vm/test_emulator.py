@@ -22,7 +22,7 @@ from tests.vm.conftest import SharedState
 
 TIMEOUT_S = 300.0
 REQUEST, REPLY, EVENT = 1, 2, 4
-BOOT = {
+BOOT: dict[str, Any] = {
     "id": "a" * 20, "kind": "build", "init": "direct", "root": None, "interfaces": [], "mmds": None, "metadata": None,
     "dns": {"nameservers": [], "search": [], "options": []}, "stop_signal": 15, "start_entrypoint": False, "tty": False,
 }  # fmt: skip

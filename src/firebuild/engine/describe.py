@@ -48,7 +48,7 @@ def describe_machine(engine: Engine, name: str) -> dict[str, Any]:
             {
                 "DriveID": drive.drive_id,
                 "IsReadOnly": drive.read_only,
-                "IsRootDevice": False,
+                "IsRootDevice": drive.drive_id == "rootfs",
                 "PartUUID": "",
                 "PathOnHost": drive.path,
             }

@@ -85,7 +85,7 @@ _REASONS = (
         r"connection refused|no such host|i/o timeout|dial tcp|network is unreachable|no route to host|TLS handshake timeout"
         r"|connection reset|server misbehaving|proxyconnect|context deadline exceeded|status(?: code)?:? 5\d\d|: EOF",
         "unreachable",
-        "check the network and the registry's name, or bring the image as a file: `firebuild image load` or `image import`",
+        "check the network and the registry's name, or bring the image as a file: `firebuild image import`",
     ),
 )
 

@@ -38,7 +38,7 @@ def plan_metadata(spec: MachineSpec, attachment: Attachment | None) -> dict[str,
             str(number): {
                 "DriveID": drive.drive_id,
                 "IsReadOnly": str(drive.read_only).lower(),
-                "IsRootDevice": "false",
+                "IsRootDevice": str(drive.drive_id == "rootfs").lower(),
                 "PartUUID": "",
                 "PathOnHost": drive.drive_id,
             }

@@ -18,7 +18,15 @@ from typing import Any
 import msgspec
 
 from firebuild.errors import DiskFullError, NotFoundError, ProcessError, StoreError, UsageError
-from firebuild.host.files import copy_sparse, make_sparse, map_os_error, remove_tree, sync_file, sync_folder, write_atomic
+from firebuild.host.files import (
+    copy_sparse,
+    make_sparse,
+    map_os_error,
+    remove_tree,
+    sync_file,
+    sync_folder,
+    write_atomic,
+)
 from firebuild.names import Digest
 from firebuild.store.staging import open_stage, sweep_unlocked
 

@@ -14,11 +14,13 @@ import msgspec
 
 from firebuild.errors import ApiError, DeadlineError, VmmError
 from firebuild.host.deadline import Deadline
+from firebuild.host.watch import FileWatch
 from firebuild.vmm.models import VmmSetup
 
 logger = logging.getLogger(__name__)
 
 _ANSWER_LIMIT = 1 << 20
+_LISTEN_WAIT_S = 0.005
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -30,9 +32,18 @@ class _UnixConnection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         """Connect to the socket's path."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+        deadline = Deadline(min(10.0, float(self.timeout or 0)), "connecting to the VMM's API")
+        with FileWatch(self._path.parent) as watch:
+            while True:
+                self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+                self.sock.settimeout(self.timeout)
+                try:
+                    self.sock.connect(str(self._path))
+                    return
+                except ConnectionRefusedError:
+                    # bind(2) makes the file, listen(2) comes a moment later, and no event tells of it.
+                    self.sock.close()
+                    watch.wait(timeout_s=min(_LISTEN_WAIT_S, deadline.check()))
 
 
 class VmmApi:

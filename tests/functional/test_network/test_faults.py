@@ -66,6 +66,7 @@ def test_add_fails(host: Host, failure: str) -> None:
     machine_id = host.new_id()
     with pytest.raises(kind, match=message) as caught:
         host.attach("faulty", machine_id=machine_id, ports=PORTS)
+    assert isinstance(caught.value, FirebuildError)
     assert "the network `faulty`" in caught.value.message
     if kind is not FirebuildError:
         assert "`faulty`" in caught.value.message.partition("plugin")[2]
@@ -93,6 +94,7 @@ def test_del_fails(host: Host, failure: str) -> None:
     for _ in range(2):
         with pytest.raises(kind, match=message) as caught:
             host.detach(machine_id)
+        assert isinstance(caught.value, FirebuildError)
         assert "the network `faulty`" in caught.value.message
         assert list_attachments(host.settings) == [machine_id]
         assert find_marked_processes("CNI_CONTAINERID", machine_id) == []

@@ -167,7 +167,7 @@ def test_any_bytes_scan_or_are_refused(data: bytes, source: st.DataObject) -> No
     """No input does anything but give records or MuxError, and how it is cut makes no difference."""
 
     def read(view: memoryview) -> tuple[list[dict[str, Any]], str | None]:
-        records = []
+        records: list[dict[str, Any]] = []
         try:
             records.extend(describe(record) for record, _ in scan(view))
         except MuxError as error:

@@ -19,7 +19,7 @@ VMINIT = b"\x7fELF vminit"
 
 def read_cpio(data: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
     """A reader of its own: name to mode, content and device numbers."""
-    members = {}
+    members: dict[str, tuple[int, bytes, tuple[int, int]]] = {}
     position = 0
     while True:
         assert data[position : position + 6] == b"070701" and position % 4 == 0
