@@ -9,6 +9,7 @@
 ├── kernels/<name>/             vmlinux, modules.tar, kernel.json
 ├── initramfs/                  derived initramfs files, by key
 ├── cache/                      build cache records
+├── scratch/                    what running builds fetch: a folder and its lock for each
 ├── rootfs/<org>/<name>/<version>/  the seed's view: rootfs, metadata.json
 ├── cni/                        cached CNI results
 └── machines/<id>/              a machine's disks, logs, records
@@ -79,6 +80,7 @@ class Layout:
         self.kernels = state / "kernels"
         self.initramfs = state / "initramfs"
         self.cache = state / "cache"
+        self.scratch = state / "scratch"
         self.rootfs = rootfs_root or state / "rootfs"
         self.cni = state / "cni"
         self.machines = state / "machines"

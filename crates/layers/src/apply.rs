@@ -29,6 +29,13 @@ pub struct Totals {
     pub bytes: u64,
 }
 
+impl Totals {
+    pub fn add(&mut self, other: Self) {
+        self.entries += other.entries;
+        self.bytes += other.bytes;
+    }
+}
+
 /// Unpacks archives into `layer`. `lower` is the merged tree below it: a parent that only that one has keeps its
 /// attributes, and a link in it leads on inside the tree.
 pub struct Applier<'a> {

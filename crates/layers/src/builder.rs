@@ -9,8 +9,10 @@ use firebuild_protocol::{ErrorCode, FrameStream, FrameType, ProcessHost, TaskErr
 use rustix::mount::{unmount, MountFlags, UnmountFlags};
 use serde_json::{json, Value};
 
+use crate::agents::Agents;
 use crate::apply::{Applier, Totals};
 use crate::archive::Archiver;
+use crate::caches::Caches;
 use crate::copy_tree::{copy_root_attributes, TreeCopier};
 use crate::data::{DataReader, DataWriter};
 use crate::layer_copy::{copy_from_tree, ContextCopier, Destination};
@@ -19,6 +21,7 @@ use crate::paths::{self, Missing};
 use crate::registry::{NewLayer, Origin, Reading, Registry};
 use crate::requests::{self, check_drive, check_layer, check_stack, parse};
 use crate::run::{send_exit, Runner};
+use crate::step_mounts::Mounter;
 use crate::tar_read::TarReader;
 use crate::tree::{self, Kind};
 
@@ -55,13 +58,17 @@ pub struct Builder {
     settings: Settings,
     folders: Folders,
     registry: Registry,
+    caches: Caches,
+    agents: Agents,
     is_set_up: Mutex<bool>,
 }
 
 impl Builder {
     pub fn new(settings: Settings) -> Self {
         let folders = Folders::new(settings.base.clone());
-        Self { settings, folders, registry: Registry::default(), is_set_up: Mutex::new(false) }
+        let caches = Caches::new(settings.base.join("c"));
+        let (registry, agents) = (Registry::default(), Agents::default());
+        Self { settings, folders, registry, caches, agents, is_set_up: Mutex::new(false) }
     }
 
     /// Serves one request: all its frames but the REQUEST, which has been read. An error is still to be sent.
@@ -82,6 +89,7 @@ impl Builder {
             "layer-mount" => self.layer_mount(&parse(request)?, stream),
             "layer-apply" => self.layer_apply(&parse(request)?, stream),
             "layer-run" => self.layer_run(&parse(request)?, stream, host),
+            "ssh-accept" => self.agents.serve(&parse::<requests::SshAccept>(request)?.socket, stream),
             "layer-copy" => self.layer_copy(&parse(request)?, stream),
             "layer-capture" => self.layer_capture(&parse(request)?, stream),
             "layer-drop" => self.layer_drop(&parse(request)?, stream),
@@ -100,7 +108,8 @@ impl Builder {
             return;
         }
         *is_set_up = false;
-        for folder in ["m", "d"] {
+        self.caches.shutdown();
+        for folder in ["m", "d", "t"] {
             let entries = std::fs::read_dir(self.folders.base().join(folder));
             for entry in entries.into_iter().flatten().flatten() {
                 // Most of these are no mounts any more.
@@ -181,6 +190,13 @@ impl Builder {
             program: &self.settings.step_program,
             resolv_conf: &self.settings.resolv_conf,
             host,
+            mounter: Mounter {
+                folders: &self.folders,
+                registry: &self.registry,
+                caches: &self.caches,
+                agents: &self.agents,
+                devices: &self.settings.devices,
+            },
         };
         let scratch = self.registry.number();
         let exit = self.finish_layer(layer, |layer| runner.run(request, layer.place, &stack, scratch, stream))?;
@@ -199,14 +215,17 @@ impl Builder {
         };
         let (layer, stack) = self.reserve(&request.layer, Some(&request.stack))?;
         let totals = self.finish_layer(layer, |layer| {
-            self.folders.make_layer(layer.place, &stack.places)?;
-            let merged = self.folders.mount_upper(layer.place, &stack.places)?;
-            let root = merged.open()?;
-            let destination = Destination::new(request, root.as_fd())?;
+            let path = self.folders.make_layer(layer.place, &stack.places)?;
+            // On nothing the layer is the tree: an overlay would mark its directories opaque, so that the layer
+            // could lie on no other stack (COPY --link).
+            let on_nothing = stack.places.is_empty();
+            let merged = if on_nothing { None } else { Some(self.folders.mount_upper(layer.place, &stack.places)?) };
+            let root = merged.as_ref().map_or_else(|| open(&path), Merged::open)?;
+            let mut destination = Destination::new(request, root.as_fd())?;
             let totals = match (&from, &request.items) {
                 (Some((reading, from)), _) => {
                     let source = self.open_stack(reading)?;
-                    copy_from_tree(&destination, source.root.as_fd(), &from.paths)?
+                    copy_from_tree(&mut destination, source.root.as_fd(), from)?
                 }
                 (None, items) => {
                     let copier = ContextCopier::new(&destination, items.as_deref().unwrap_or_default())?;
@@ -218,8 +237,9 @@ impl Builder {
                     totals
                 }
             };
+            drop(destination);
             drop(root);
-            merged.close()?;
+            merged.map_or(Ok(()), Merged::close)?;
             Ok(totals)
         })?;
         reply_totals(stream, totals)
@@ -277,8 +297,7 @@ impl Builder {
                     .content(layer.as_fd(), target, b"", 0)
                     .and_then(|()| copy_root_attributes(layer.as_fd(), target))
                     .map_err(|error| TaskError::io(format!("writing {}", request.drive), &error))?;
-                totals.entries += copier.totals().entries;
-                totals.bytes += copier.totals().bytes;
+                totals.add(copier.totals());
             }
             Ok(totals)
         })?;

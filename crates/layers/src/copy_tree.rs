@@ -8,24 +8,26 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
 
 use crate::apply::Totals;
+use crate::modes::ModeChange;
 use crate::tree::{self, Info, Kind, Xattrs};
 
 const MAX_DEPTH: usize = 2048;
 
 /// What is changed while copying.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Overrides {
     /// (uid, gid) of everything.
     pub owner: Option<(u32, u32)>,
-    /// Mode of everything but links.
-    pub mode: Option<u32>,
+    /// Modes of everything but links.
+    pub mode: Option<ModeChange>,
 }
 
 impl Overrides {
     /// The attributes that the copy gets.
     pub fn apply(&self, info: &Info) -> Info {
         let (uid, gid) = self.owner.unwrap_or((info.uid, info.gid));
-        Info { uid, gid, mode: self.mode.unwrap_or(info.mode), ..*info }
+        let mode = self.mode.as_ref().map_or(info.mode, |change| change.apply(info.mode, info.kind));
+        Info { uid, gid, mode, ..*info }
     }
 }
 
@@ -52,6 +54,15 @@ impl<'a> TreeCopier<'a> {
 
     pub fn totals(&self) -> Totals {
         self.totals
+    }
+
+    pub fn overrides(&self) -> &Overrides {
+        &self.overrides
+    }
+
+    /// Counts an entry that was made without [`TreeCopier::entry`].
+    pub fn count(&mut self) {
+        self.totals.entries += 1;
     }
 
     /// Merges the content of `from` into `to`, which is the directory `prefix` (empty, or ending in a slash) of the root. What is there already is replaced, but a directory stays

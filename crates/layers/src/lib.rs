@@ -4,12 +4,18 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+mod agents;
 mod apply;
 mod archive;
 mod builder;
+mod caches;
+mod copy_filtered;
 mod copy_tree;
 mod data;
+mod filter;
 mod layer_copy;
+mod modes;
+mod mount_points;
 mod mounts;
 mod paths;
 mod pattern;
@@ -17,11 +23,13 @@ mod registry;
 mod requests;
 mod run;
 mod step;
+mod step_mounts;
 mod stubs;
 mod sys;
 mod tar_read;
 mod tar_write;
 mod tree;
+mod unpack;
 
 pub use builder::{Builder, Settings};
 

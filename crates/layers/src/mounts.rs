@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use firebuild_protocol::{ErrorCode, TaskError};
 use rustix::io::Errno;
@@ -15,6 +16,8 @@ use crate::tree;
 
 /// mount(2) takes one page of options.
 const MAX_OPTIONS: usize = 4095;
+const BUSY_TIME: Duration = Duration::from_secs(2);
+const BUSY_PAUSE: Duration = Duration::from_millis(2);
 /// Nothing that would make a layer more than plain files: no renamed directories by reference, no index.
 const COMMON: &str = "redirect_dir=nofollow,index=off,metacopy=off";
 
@@ -35,7 +38,7 @@ impl Folders {
 
     /// Makes the folders on the freshly mounted work disk.
     pub fn make(&self) -> io::Result<()> {
-        for name in ["l", "w", "m", "d", "t", "e", "f"] {
+        for name in ["l", "w", "m", "d", "t", "c", "e", "f"] {
             std::fs::create_dir_all(self.base.join(name))?;
         }
         Ok(())
@@ -186,7 +189,7 @@ impl Merged {
             return Ok(());
         }
         self.mounted = false;
-        let result = match unmount(&self.path, UnmountFlags::empty()) {
+        let result = match unmount_patiently(&self.path) {
             Ok(()) => std::fs::remove_dir(&self.path),
             Err(error) => {
                 // Someone still holds it: let it go when they do.
@@ -198,6 +201,18 @@ impl Merged {
             let _ = remove_tree(work);
         }
         result
+    }
+}
+
+/// A process that another thread is just starting holds copies of our descriptors until it executes its program:
+/// a mount that is busy may be free a moment later.
+fn unmount_patiently(path: &Path) -> rustix::io::Result<()> {
+    let started = Instant::now();
+    loop {
+        match unmount(path, UnmountFlags::empty()) {
+            Err(Errno::BUSY) if started.elapsed() < BUSY_TIME => std::thread::sleep(BUSY_PAUSE),
+            result => return result,
+        }
     }
 }
 

@@ -2,9 +2,11 @@
 //!
 //! The trees are private mounts that nobody else changes meanwhile, so walking them step by step is free of races.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::fs::{AtFlags, Mode, Timespec};
 use rustix::io::Errno;
 
 use crate::tree::{self, Info, Kind};
@@ -34,18 +36,54 @@ pub struct Place {
 }
 
 /// What to do with the parts of a path that are not there.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Missing {
+#[derive(Clone, Copy)]
+pub enum Missing<'a> {
     /// A missing parent is ENOENT.
     Fail,
-    /// Missing parents are made, 0755, owned by (uid, gid).
-    MakeParents(u32, u32),
+    /// Missing parents are made.
+    Make(&'a Maker),
+}
+
+/// Makes missing directories, and remembers what it has changed.
+#[derive(Debug)]
+pub struct Maker {
+    uid: u32,
+    gid: u32,
+    mode: u32,
+    touched: RefCell<Vec<OwnedFd>>,
+}
+
+impl Maker {
+    pub fn new(uid: u32, gid: u32, mode: u32) -> Self {
+        Self { uid, gid, mode, touched: RefCell::default() }
+    }
+
+    /// Makes the directory `name` of `dir`.
+    pub fn make(&self, dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+        tree::make_dir(dir, name)?;
+        tree::set_owner(dir, name, self.uid, self.gid)?;
+        rustix::fs::chmodat(dir, name, Mode::from_raw_mode(self.mode), AtFlags::empty())?;
+        self.touch(dir)?;
+        self.touched.borrow_mut().push(tree::open_dir(dir, name)?);
+        Ok(())
+    }
+
+    /// Remembers a directory in which something is made.
+    pub fn touch(&self, dir: BorrowedFd<'_>) -> io::Result<()> {
+        self.touched.borrow_mut().push(dir.try_clone_to_owned()?);
+        Ok(())
+    }
+
+    /// Gives all that was remembered this time.
+    pub fn set_times(&self, mtime: Timespec) -> io::Result<()> {
+        self.touched.borrow().iter().try_for_each(|dir| tree::set_mtime(dir.as_fd(), b".", mtime))
+    }
 }
 
 /// Resolves `path` inside the tree of `root`, the last component's link too if `follow_last`.
 ///
 /// Errors: ENOENT (a missing parent), ENOTDIR, ELOOP, or what the file system says.
-pub fn resolve(root: BorrowedFd<'_>, path: &[u8], follow_last: bool, missing: Missing) -> io::Result<Place> {
+pub fn resolve(root: BorrowedFd<'_>, path: &[u8], follow_last: bool, missing: Missing<'_>) -> io::Result<Place> {
     let mut todo: Vec<Vec<u8>> = split(path);
     todo.reverse();
     let mut opened: Vec<(Vec<u8>, OwnedFd)> = Vec::new();
@@ -79,10 +117,10 @@ pub fn resolve(root: BorrowedFd<'_>, path: &[u8], follow_last: bool, missing: Mi
             }
             Some(_) => return Err(Errno::NOTDIR.into()),
             None => {
-                let Missing::MakeParents(uid, gid) = missing else {
+                let Missing::Make(maker) = missing else {
                     return Err(Errno::NOENT.into());
                 };
-                make_parent(dir, &name, uid, gid)?;
+                maker.make(dir, &name)?;
                 let fd = tree::open_dir(dir, &name)?;
                 opened.push((name, fd));
             }
@@ -104,16 +142,16 @@ pub fn resolve(root: BorrowedFd<'_>, path: &[u8], follow_last: bool, missing: Mi
 }
 
 /// Opens the directory at `path`, links followed, made with its parents if it is missing and `missing` says so.
-pub fn open_dir(root: BorrowedFd<'_>, path: &[u8], missing: Missing) -> io::Result<OwnedFd> {
+pub fn open_dir(root: BorrowedFd<'_>, path: &[u8], missing: Missing<'_>) -> io::Result<OwnedFd> {
     let place = resolve(root, path, true, missing)?;
     if place.name.is_empty() {
         return Ok(place.dir);
     }
     if place.info.is_none() {
-        let Missing::MakeParents(uid, gid) = missing else {
+        let Missing::Make(maker) = missing else {
             return Err(Errno::NOENT.into());
         };
-        make_parent(place.dir.as_fd(), &place.name, uid, gid)?;
+        maker.make(place.dir.as_fd(), &place.name)?;
     }
     tree::open_dir(place.dir.as_fd(), &place.name)
 }
@@ -132,12 +170,6 @@ pub fn read_file(root: BorrowedFd<'_>, path: &[u8], limit: u64) -> io::Result<Op
     let mut content = Vec::new();
     io::Read::read_to_end(&mut io::Read::take(file, limit), &mut content)?;
     Ok(Some(content))
-}
-
-fn make_parent(dir: BorrowedFd<'_>, name: &[u8], uid: u32, gid: u32) -> io::Result<()> {
-    tree::make_dir(dir, name)?;
-    tree::set_owner(dir, name, uid, gid)?;
-    Ok(rustix::fs::chmodat(dir, name, rustix::fs::Mode::from_raw_mode(0o755), rustix::fs::AtFlags::empty())?)
 }
 
 fn place(root: BorrowedFd<'_>, opened: &[(Vec<u8>, OwnedFd)], name: Vec<u8>, info: Option<Info>) -> io::Result<Place> {

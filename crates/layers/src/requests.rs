@@ -43,6 +43,106 @@ pub enum Network {
     None,
 }
 
+/// What stands in a step's tree for its time.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+pub enum StepMount {
+    /// A directory or file of a stack's tree. What is written to it is lost.
+    Bind {
+        target: String,
+        stack: Vec<String>,
+        #[serde(default = "default_source")]
+        source: String,
+        #[serde(default = "default_true")]
+        read_only: bool,
+    },
+    /// Memory; no limit: half of the machine's.
+    Tmpfs {
+        target: String,
+        #[serde(default)]
+        size_bytes: u64,
+        #[serde(default)]
+        read_only: bool,
+    },
+    /// A directory on a disk that outlives the machine.
+    Cache {
+        target: String,
+        drive: String,
+        #[serde(default)]
+        read_only: bool,
+        #[serde(default = "default_cache_mode")]
+        mode: u32,
+        #[serde(default)]
+        uid: u32,
+        #[serde(default)]
+        gid: u32,
+        #[serde(default)]
+        seed: Option<Seed>,
+    },
+    /// Content that follows the request as DATA, as a file, as a variable, or both.
+    Secret {
+        #[serde(default)]
+        target: Option<String>,
+        #[serde(default)]
+        env: Option<String>,
+        #[serde(default = "default_secret_mode")]
+        mode: u32,
+        #[serde(default)]
+        uid: u32,
+        #[serde(default)]
+        gid: u32,
+    },
+    /// A socket whose connections the host takes with ssh-accept, by this name.
+    Ssh {
+        target: String,
+        socket: String,
+        #[serde(default = "default_socket_mode")]
+        mode: u32,
+        #[serde(default)]
+        uid: u32,
+        #[serde(default)]
+        gid: u32,
+    },
+}
+
+/// Waits for a connection to a step's SSH socket.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SshAccept {
+    #[serde(rename = "op")]
+    _op: String,
+    pub socket: String,
+}
+
+/// What a cache holds at first: a directory of a stack's tree. With another `id` than last time it begins anew.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seed {
+    pub id: String,
+    pub stack: Vec<String>,
+    pub source: String,
+}
+
+fn default_source() -> String {
+    "/".to_owned()
+}
+
+fn default_true() -> bool {
+    true
+}
+
+fn default_cache_mode() -> u32 {
+    0o755
+}
+
+fn default_socket_mode() -> u32 {
+    0o600
+}
+
+fn default_secret_mode() -> u32 {
+    0o400
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Run {
@@ -62,7 +162,7 @@ pub struct Run {
     #[serde(default = "default_hostname")]
     pub hostname: String,
     #[serde(default)]
-    pub mounts: Vec<Value>,
+    pub mounts: Vec<StepMount>,
     #[serde(default)]
     pub tty: bool,
     #[serde(default)]
@@ -92,6 +192,8 @@ fn default_cols() -> u16 {
 pub enum ItemKind {
     File,
     Directory,
+    /// The entries of an archive that ADD unpacks: their owners and modes stay.
+    Archive,
 }
 
 #[derive(Debug, Deserialize)]
@@ -106,6 +208,11 @@ pub struct Item {
 pub struct From {
     pub stack: Vec<String>,
     pub paths: Vec<String>,
+    /// For each path, what of its directory is copied, with the directories above it (COPY --parents).
+    #[serde(default)]
+    pub include: Option<Vec<String>>,
+    #[serde(default)]
+    pub exclude: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -124,6 +231,9 @@ pub struct Copy {
     pub chown: Option<String>,
     #[serde(default)]
     pub chmod: Option<String>,
+    /// The time of directories that are made or added to.
+    #[serde(default)]
+    pub mtime_s: Option<i64>,
     #[serde(default)]
     pub from: Option<From>,
 }

@@ -1,6 +1,7 @@
 //! layer-run: a step's process on a stack, and the new layer that it leaves.
 
-use std::ffi::OsStr;
+use std::collections::VecDeque;
+use std::ffi::{CString, OsStr};
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -12,11 +13,14 @@ use std::time::Duration;
 use firebuild_protocol::users::{self, Identity};
 use firebuild_protocol::{ErrorCode, FrameStream, FrameType, ProcessExit, ProcessHost, SessionOptions, TaskError};
 
+use rustix::mount::{mount, unmount, MountFlags, UnmountFlags};
+
 use crate::mounts::Folders;
-use crate::paths::{self, Missing};
+use crate::paths::{self, Maker, Missing};
 use crate::registry::{LayerPlace, Reading};
 use crate::requests::{bad, check_text, Network, Run};
 use crate::step::{Outcome, Spec};
+use crate::step_mounts::{check_mounts, read_secrets, Mounter, Prepared};
 use crate::stubs::Stubs;
 use crate::tree::{self, Kind};
 
@@ -41,9 +45,10 @@ pub struct Runner<'a> {
     /// The machine's own resolver configuration.
     pub resolv_conf: &'a Path,
     pub host: &'a dyn ProcessHost,
+    pub mounter: Mounter<'a>,
 }
 
-impl Runner<'_> {
+impl<'a> Runner<'a> {
     /// Runs the step in the new layer; its EXIT is not sent yet.
     pub fn run(
         &self,
@@ -54,19 +59,24 @@ impl Runner<'_> {
         stream: &mut dyn FrameStream,
     ) -> Result<ProcessExit, TaskError> {
         check(request)?;
+        let secrets = read_secrets(&request.mounts, stream)?;
         let upper_path = self.folders.make_layer(layer, &stack.places)?;
         let merged = self.folders.mount_upper(layer, &stack.places)?;
         let root = merged.open()?;
         let upper = tree::open_dir_at(&upper_path).map_err(|error| TaskError::io("opening the layer", &error))?;
         let files = Scratch::new(self.folders.scratch(scratch))?;
         let mut stubs = Stubs::default();
-        let prepared = self.prepare(request, root.as_fd(), upper.as_fd(), &files, &mut stubs, merged.path());
+        let mut mounts = Prepared::default();
+        let place = Place { root: root.as_fd(), upper: upper.as_fd(), files: &files, path: merged.path() };
+        let prepared = self.prepare(request, &place, secrets, &mut stubs, &mut mounts);
         drop(root);
         let exit = prepared.and_then(|()| self.start(request, &files, stream));
         // The layer is put in order whatever became of the step: it may be looked at.
+        let finished = mounts.finish(self.folders);
         let closed = merged.close();
         let cleaned = stubs.remove(upper.as_fd()).map_err(|error| TaskError::io("removing mount points", &error));
         let exit = exit?;
+        finished?;
         closed?;
         cleaned?;
         Ok(exit)
@@ -75,15 +85,16 @@ impl Runner<'_> {
     fn prepare(
         &self,
         request: &Run,
-        root: BorrowedFd<'_>,
-        upper: BorrowedFd<'_>,
-        files: &Scratch,
+        place: &Place<'_>,
+        secrets: VecDeque<Vec<u8>>,
         stubs: &mut Stubs,
-        merged: &Path,
+        mounts: &mut Prepared<'a>,
     ) -> Result<(), TaskError> {
+        let Place { root, upper, files, path: merged } = *place;
         let identity = find_user(root, &request.user)?;
         let workdir = ensure_workdir(root, &request.workdir)?;
-        let env = environment(request, &identity);
+        self.mounter.prepare(&request.mounts, secrets, files, mounts)?;
+        let env = environment(request, &identity, &mounts.env);
         let failed = |what: &str| {
             let what = what.to_owned();
             move |error: std::io::Error| TaskError::io(what, &error)
@@ -109,11 +120,15 @@ impl Runner<'_> {
         if let Some(bundle) = &request.ca_bundle {
             place_bundle(root, upper, stubs, bundle)?;
         }
-        let program = find_program(root, &request.argv, &env, &workdir)?;
+        mounts.make_points(root, upper, stubs)?;
+        // Where there are mounts it may lie in one of them: then it is looked for when they are there.
+        let program =
+            if mounts.points.is_empty() { Some(find_program(root, &request.argv, &env, &workdir)?) } else { None };
         let spec = Spec {
             root: merged.to_owned(),
             outcome: files.path("outcome"),
             binds,
+            mounts: std::mem::take(&mut mounts.points),
             program,
             argv: request.argv.clone(),
             env,
@@ -161,13 +176,19 @@ impl Runner<'_> {
     }
 }
 
+/// Where a step is prepared: its merged tree, its layer alone, its private files.
+struct Place<'a> {
+    root: BorrowedFd<'a>,
+    upper: BorrowedFd<'a>,
+    files: &'a Scratch,
+    path: &'a Path,
+}
+
 fn check(request: &Run) -> Result<(), TaskError> {
     if request.argv.is_empty() {
         return Err(bad("argv is empty"));
     }
-    if !request.mounts.is_empty() {
-        return Err(TaskError::new(ErrorCode::UnsupportedOp, "mounts are not served"));
-    }
+    check_mounts(&request.mounts)?;
     for text in request.argv.iter().chain(&request.env).chain([&request.workdir, &request.hostname]) {
         check_text("a text of the request", text)?;
     }
@@ -196,18 +217,23 @@ fn ensure_workdir(root: BorrowedFd<'_>, workdir: &str) -> Result<String, TaskErr
     if !workdir.starts_with('/') {
         return Err(bad(format!("workdir {workdir:?} is not absolute")));
     }
-    paths::open_dir(root, workdir.as_bytes(), Missing::MakeParents(0, 0)).map_err(|error| {
-        match error.raw_os_error() {
-            Some(libc::ENOTDIR) => TaskError::new(ErrorCode::NotADirectory, format!("{workdir} is not a directory")),
-            _ => TaskError::io(format!("making {workdir}"), &error),
-        }
+    paths::open_dir(root, workdir.as_bytes(), Missing::Make(&Maker::new(0, 0, 0o755))).map_err(|error| match error
+        .raw_os_error()
+    {
+        Some(libc::ENOTDIR) => TaskError::new(ErrorCode::NotADirectory, format!("{workdir} is not a directory")),
+        _ => TaskError::io(format!("making {workdir}"), &error),
     })?;
     Ok(workdir.to_owned())
 }
 
-/// The request's environment, with what every program expects: PATH, HOME, and TERM on a terminal.
-fn environment(request: &Run, identity: &Identity) -> Vec<String> {
+/// The request's environment and secrets, with what every program expects: PATH, HOME, and TERM on a terminal.
+fn environment(request: &Run, identity: &Identity, secrets: &[String]) -> Vec<String> {
     let mut env = request.env.clone();
+    for secret in secrets {
+        let name = secret.split_inclusive('=').next().unwrap_or_default();
+        env.retain(|entry| !entry.starts_with(name));
+        env.push(secret.clone());
+    }
     let mut add = |name: &str, value: &str| {
         let prefix = format!("{name}=");
         if !env.iter().any(|entry| entry.starts_with(&prefix)) {
@@ -252,7 +278,7 @@ fn place_bundle(root: BorrowedFd<'_>, upper: BorrowedFd<'_>, stubs: &mut Stubs, 
 }
 
 /// The program's path inside the tree: argv[0] itself if it has a slash, else looked up in PATH.
-fn find_program(root: BorrowedFd<'_>, argv: &[String], env: &[String], workdir: &str) -> Result<String, TaskError> {
+pub fn find_program(root: BorrowedFd<'_>, argv: &[String], env: &[String], workdir: &str) -> Result<String, TaskError> {
     let name = argv.first().map(String::as_str).unwrap_or_default();
     let absolute = |path: &str| if path.starts_with('/') { path.to_owned() } else { format!("{workdir}/{path}") };
     let candidates: Vec<String> = if name.contains('/') {
@@ -303,28 +329,37 @@ fn wait_until_gone(pid: i32) {
     let _ = rustix::event::poll(&mut fds, Some(&limit));
 }
 
-/// The step's private files beside the layers; removed when dropped.
-struct Scratch {
+/// The step's private files: in memory, for secrets are among them. Gone when dropped.
+pub struct Scratch {
     path: PathBuf,
 }
 
 impl Scratch {
     fn new(path: PathBuf) -> Result<Self, TaskError> {
         crate::mounts::make_dir(&path)?;
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        let options = CString::new("mode=0700").unwrap_or_default();
+        mount("tmpfs", &path, "tmpfs", flags, Some(options.as_c_str()))
+            .map_err(|error| TaskError::io("mounting memory for a step's files", &error.into()))?;
         Ok(Self { path })
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.path.join(OsStr::from_bytes(name.as_bytes()))
     }
 
     fn write(&self, name: &str, content: &[u8]) -> Result<PathBuf, TaskError> {
-        let path = self.path(name);
         // Bound into the step, where every user reads them; the specification holds its environment.
-        let mode = if name == "spec" { 0o600 } else { 0o644 };
+        self.write_as(name, content, if name == "spec" { 0o600 } else { 0o644 }, (0, 0))
+    }
+
+    /// A new file with that mode and owner (uid, gid).
+    pub fn write_as(&self, name: &str, content: &[u8], mode: u32, owner: (u32, u32)) -> Result<PathBuf, TaskError> {
+        let path = self.path(name);
         let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         file.and_then(|mut file| {
             file.write_all(content)?;
+            std::os::unix::fs::fchown(&file, Some(owner.0), Some(owner.1))?;
             // Not left to the umask.
             file.set_permissions(std::fs::Permissions::from_mode(mode))
         })
@@ -335,8 +370,13 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What stays is on the work disk, which goes with the machine.
-        let _ = crate::mounts::remove_tree(&self.path);
+        // First the files: another step's namespace may hold a copy of the mount, but not of what is in it.
+        for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            let _ = std::fs::remove_file(entry.path());
+        }
+        if unmount(&self.path, UnmountFlags::DETACH).is_ok() {
+            let _ = std::fs::remove_dir(&self.path);
+        }
     }
 }
 

@@ -6,14 +6,20 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+
+use firebuild_protocol::ErrorCode;
 
 use rustix::fs::{FileType, Mode};
 use rustix::mount::{mount, mount_bind, mount_change, mount_move, MountFlags, MountPropagationFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::mount_points::{self, MountPoint};
+use crate::run;
 use crate::sys::{self, Forked};
+use crate::tree;
 
 /// Docker's default capabilities: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETPCAP,
 /// NET_BIND_SERVICE, NET_RAW, SYS_CHROOT, MKNOD, AUDIT_WRITE, SETFCAP.
@@ -32,6 +38,9 @@ const CAPABILITIES: u64 = 1 << 0
     | 1 << 29
     | 1 << 31;
 
+/// (soft, hard): as container engines give it.
+const OPEN_FILES: (u64, u64) = (1024, 524_288);
+
 /// What a shell says for a program that is not there, and for one that cannot be executed.
 const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
@@ -45,8 +54,10 @@ pub struct Spec {
     pub outcome: PathBuf,
     /// Files to bind: (source, target inside the tree, links resolved, no leading slash).
     pub binds: Vec<(PathBuf, String)>,
-    /// The program inside the tree, and its arguments with the name it was called by.
-    pub program: String,
+    /// What is mounted when all that every step has is there, in this order.
+    pub mounts: Vec<MountPoint>,
+    /// The program inside the tree (None: still to be found), and its arguments with the name it was called by.
+    pub program: Option<String>,
     pub argv: Vec<String>,
     pub env: Vec<String>,
     pub uid: u32,
@@ -182,6 +193,7 @@ fn prepare(spec: &Spec) -> io::Result<()> {
     }
     mount_all(&spec.root)?;
     make_devices(&spec.root.join("dev"), spec.terminal)?;
+    mount_points::attach_all(&spec.root, &spec.mounts)?;
     // Not pivot_root(2): the root of an initramfs cannot be pivoted away from.
     std::env::set_current_dir(&spec.root)?;
     mount_move(".", "/").map_err(|error| named("moving the root", error))?;
@@ -255,7 +267,7 @@ fn make_devices(dev: &Path, terminal: bool) -> io::Result<()> {
 fn program(spec: &Spec) -> i32 {
     match become_program(spec) {
         Ok(error) | Err(error) => {
-            complain(&format!("{}: {error}", spec.program));
+            complain(&format!("{}: {error}", spec.argv.first().map_or("", String::as_str)));
             if error.kind() == io::ErrorKind::NotFound {
                 NOT_FOUND
             } else {
@@ -265,17 +277,30 @@ fn program(spec: &Spec) -> i32 {
     }
 }
 
+fn find_program(spec: &Spec) -> io::Result<String> {
+    if let Some(program) = &spec.program {
+        return Ok(program.clone());
+    }
+    let root = tree::open_dir_at(Path::new("/"))?;
+    run::find_program(root.as_fd(), &spec.argv, &spec.env, &spec.workdir).map_err(|error| {
+        let not_found = matches!(error.as_error_frame(), Some((ErrorCode::NotFound, _)));
+        let kind = if not_found { io::ErrorKind::NotFound } else { io::ErrorKind::PermissionDenied };
+        io::Error::from(kind)
+    })
+}
+
 /// Ok: exec itself failed; Err: something before it did.
 fn become_program(spec: &Spec) -> Result<io::Error, io::Error> {
     sys::new_session(spec.terminal)?;
     std::env::set_current_dir(&spec.workdir)?;
-    sys::set_nofile_limit(1024, 524_288);
+    let found_program = find_program(spec)?;
+    sys::set_nofile_limit(OPEN_FILES);
     sys::drop_bounding(CAPABILITIES)?;
     sys::set_identity(spec.uid, spec.gid, &spec.groups)?;
     // Leaving uid 0 has cleared all of another user's.
     sys::set_capabilities(if spec.uid == 0 { CAPABILITIES } else { 0 })?;
     let text = |text: &String| CString::new(text.as_str()).map_err(io::Error::from);
-    let path = text(&spec.program)?;
+    let path = text(&found_program)?;
     let argv = spec.argv.iter().map(text).collect::<io::Result<Vec<_>>>()?;
     let env = spec.env.iter().map(text).collect::<io::Result<Vec<_>>>()?;
     sys::close_others_on_exec();

@@ -111,7 +111,8 @@ pub fn close_others_on_exec() {
     }
 }
 
-pub fn set_nofile_limit(soft: u64, hard: u64) {
+/// (soft, hard) limit of open files.
+pub fn set_nofile_limit((soft, hard): (u64, u64)) {
     let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
     // SAFETY: the pointer is to a local variable. The limit is a convenience: an error changes nothing.
     unsafe {

@@ -83,12 +83,14 @@ fn owners_and_modes() {
         let lines = lines(&bench, layer);
         assert!(lines[1].starts_with(&format!("file n/a.conf {expected} ")), "{lines:?}");
         let owner = if changes[0].1.is_null() { "0:0" } else { expected.split(' ').nth(1).expect("owner") };
-        assert_eq!(lines[0], format!("dir n 755 {owner}"));
+        // Folders that are made for the copies get the octal mode too, as BuildKit has it.
+        let mode = changes[1].1.as_str().map_or("755", |text| text.get(text.len() - 3..).expect("digits"));
+        assert_eq!(lines[0], format!("dir n {mode} {owner}"));
     }
     for (key, value, expected) in [
         ("chown", "nobody", "no-such-user"),
         ("chown", "user:nogroup", "no-such-user"),
-        ("chmod", "u+x", "bad-request"),
+        ("chmod", "u+x,", "bad-request"),
         ("chmod", "99999", "bad-request"),
         ("dest", "relative", "bad-request"),
         ("dest", "/opt/file/x", "not-a-directory"),
@@ -118,7 +120,10 @@ add("0/sub/link", "link", linkname="../../anywhere")
     assert!(found[4].starts_with("file opt/sub/new ") && found[5].ends_with("-> opt/sub/new"), "{found:#?}");
     assert_eq!(found.len(), 6, "not opaque, nothing hidden: {found:#?}");
     copy(&bench, "d2", &[("items", items.clone()), ("dest", json!("/made/here"))], script).reply();
-    assert_eq!(lines(&bench, "d2")[..2], ["dir made 755 0:0", "dir made/here 750 0:0"]);
+    // Docker copies what is in a directory, not the directory: the one that is made for it is like any other.
+    let found = bench.captured("d2");
+    assert_eq!(short(&found[0]), "dir made 755 0:0");
+    assert_eq!(found[1], "dir made/here 755 0:0 1000000000", "but for its time");
     // An empty directory, and one that the archive does not even name.
     copy(&bench, "d3", &[("items", items.clone()), ("dest", json!("/empty"))], "").reply();
     assert_eq!(lines(&bench, "d3"), ["dir empty 755 0:0"]);
@@ -161,7 +166,7 @@ add("out/null", "char", devmajor=1, devminor=3)
     assert_eq!(from("f1", json!(["/out"]), "/app", &[]).reply(), &json!({"entries": 6, "bytes": 5}));
     let found = bench.captured("f1");
     let expected = [
-        "dir app 700 3:0 1000000000 user.k=76",
+        "dir app 755 0:0 1000000000",
         "file app/app 4755 9:10 1000000000 a172cedc 3 user.k=76",
         "hard app/app2 4755 9:10 1000000000 -> app/app",
         "link app/current 777 0:0 1000000000 -> app",
@@ -169,8 +174,7 @@ add("out/null", "char", devmajor=1, devminor=3)
         "file app/lib2.so 644 0:0 1000000000 d4735e3a 1",
         "char app/null 644 0:0 1000000000 1,3",
     ];
-    assert_eq!(found[1..], expected[1..]);
-    assert!(found[0].starts_with("dir app 700 3:0"));
+    assert_eq!(found, expected);
     from("f2", json!(["/out/lib*.so", "/out/current"]), "/usr/lib/", &[("chown", json!("user"))]).reply();
     let expected = [
         "dir usr 755 1000:1001",
@@ -181,9 +185,125 @@ add("out/null", "char", devmajor=1, devminor=3)
     ];
     assert_eq!(lines(&bench, "f2"), expected, "links are followed");
     assert_eq!(from("f3", json!(["/missing"]), "/x", &[]).code(), "not-found");
-    assert_eq!(from("f3", json!(["/out/no*"]), "/x", &[]).code(), "not-found");
     assert_eq!(from("f3", json!(["/out/["]), "/x", &[]).code(), "bad-request");
     assert_eq!(from("f3", json!(["/out/../../../out/lib1.so"]), "/x", &[]).reply()["bytes"], 1);
+    assert_eq!(from("f4", json!(["/out/no*"]), "/x", &[]).reply()["entries"], 0, "a pattern may match nothing");
+    assert_eq!(bench.captured("f4"), Vec::<String>::new());
+}
+
+#[test]
+fn symbolic_modes_change_each_entry_by_itself() {
+    let Some(bench) = bench() else { return };
+    let items = json!([{"name": "", "kind": "directory"}]);
+    let script = r#"
+add("0/", "dir", mode=0o750)
+add("0/file", mode=0o600)
+add("0/run", mode=0o700)
+add("0/sub", "dir", mode=0o700)
+add("0/link", "link", linkname="file")
+"#;
+    let changes =
+        [("items", items), ("dest", json!("/new/")), ("dest_is_directory", json!(true)), ("chmod", json!("go+rX"))];
+    copy(&bench, "m1", &changes, script).reply();
+    let expected = ["dir new 755", "file new/file 644", "link new/link 777", "file new/run 755", "dir new/sub 755"];
+    for (line, expected) in lines(&bench, "m1").iter().zip(expected) {
+        assert!(line.starts_with(expected), "{line} {expected}");
+    }
+}
+
+#[test]
+fn what_is_made_or_added_to_gets_the_time_that_is_given() {
+    let Some(bench) = bench() else { return };
+    let changes = |dest: &str| [("dest", json!(dest)), ("mtime_s", json!(1_234_567_890))];
+    copy(&bench, "t1", &changes("/new/dir/x"), FILE).reply();
+    let file = |path: &str| format!("file {path} 640 0:0 1000000000 11507a0e 3");
+    assert_eq!(
+        bench.captured("t1"),
+        ["dir new 755 0:0 1234567890".to_owned(), "dir new/dir 755 0:0 1234567890".to_owned(), file("new/dir/x")]
+    );
+    copy(&bench, "t2", &changes("/opt/sub/x"), FILE).reply();
+    // A directory that only holds one that was changed keeps its own.
+    let expected =
+        ["dir opt 711 4:0 1000000000".to_owned(), "dir opt/sub 700 0:0 1234567890".to_owned(), file("opt/sub/x")];
+    assert_eq!(bench.captured("t2"), expected);
+}
+
+#[test]
+fn on_nothing_a_copy_is_a_layer_for_any_stack() {
+    let Some(bench) = bench() else { return };
+    let changes = [("stack", json!([])), ("dest", json!("/opt/sub/x"))];
+    copy(&bench, "n1", &changes, FILE).reply();
+    assert_eq!(
+        lines(&bench, "n1"),
+        ["dir opt 755 0:0", "dir opt/sub 755 0:0", "file opt/sub/x 640 0:0 1000000000 11507a0e 3"]
+    );
+    // Nothing below it is hidden; its directories' attributes win, as in any layer.
+    let merged = bench.exported(&["n1", "b0"]);
+    let paths: Vec<_> =
+        merged.iter().filter_map(|line| line.split(' ').nth(1)).filter(|path| path.starts_with("opt")).collect();
+    assert_eq!(paths, ["opt", "opt/file", "opt/sub", "opt/sub/keep", "opt/sub/x"]);
+    assert_eq!(copy(&bench, "n2", &[("stack", json!([])), ("chown", json!("user"))], FILE).code(), "no-such-user");
+}
+
+#[test]
+fn parts_of_another_stage() {
+    let Some(bench) = bench() else { return };
+    let stage = r#"
+add("a", "dir", mode=0o701, uid=1)
+add("a/b", "dir", mode=0o702, uid=2)
+add("a/b/c", "dir", mode=0o703, uid=3, mtime=1100000000)
+add("a/b/c/x.txt", data=b"x")
+add("a/b/c/y.md", data=b"y")
+add("a/b/c/d", "dir")
+add("a/b/c/d/z.txt", data=b"z")
+add("a/b2", "dir")
+add("a/b2/c", "dir")
+add("a/b2/c/w.txt", data=b"w")
+add("top.txt", data=b"t")
+"#;
+    bench.apply("s1", &[], &archive(stage)).reply();
+    let mut number = 0;
+    let mut from = |from: Value| {
+        number += 1;
+        let layer = format!("q{number}");
+        let request = json!({"op": "layer-copy", "layer": layer, "stack": [], "dest": "/o", "from": from});
+        let answer = bench.ask(&request, &[]);
+        if answer.error.is_some() {
+            return Err(answer.code().to_owned());
+        }
+        let paths: Vec<_> = bench.captured(&layer).iter().map(|line| short(line)).collect();
+        Ok(paths.iter().map(|line| line.replace("dir ", "").replace("file ", "").replace(" 644 0:0", "")).collect())
+    };
+    let stack = json!(["s1"]);
+    let mut exclude = |paths: Value, exclude: Value| from(json!({"stack": stack, "paths": paths, "exclude": exclude}));
+    let listed =
+        |paths: &[&str]| -> Result<Vec<String>, String> { Ok(paths.iter().map(|path| (*path).to_owned()).collect()) };
+    assert_eq!(
+        exclude(json!(["/a/b/c"]), json!(["*.txt"])),
+        listed(&["o 755 0:0", "o/d 755 0:0", "o/d/z.txt", "o/y.md"])
+    );
+    assert_eq!(exclude(json!(["/a/b/c"]), json!(["**/*.txt"])), listed(&["o 755 0:0", "o/d 755 0:0", "o/y.md"]));
+    assert_eq!(
+        exclude(json!(["/a/b/c"]), json!(["d", "!d/z.txt", "*.md"])),
+        listed(&["o 755 0:0", "o/d 755 0:0", "o/d/z.txt", "o/x.txt"])
+    );
+    assert_eq!(exclude(json!(["/a/b/c"]), json!(["*"])), listed(&["o 755 0:0"]));
+    assert_eq!(exclude(json!(["/top.txt", "/a/b/c/*.txt"]), json!(["top*"])), listed(&["o 755 0:0", "o/x.txt"]));
+    assert_eq!(exclude(json!(["/a"]), json!(["["])), Err("bad-request".to_owned()));
+    let mut parents = |paths: Value, include: Value| from(json!({"stack": ["s1"], "paths": paths, "include": include}));
+    assert_eq!(
+        parents(json!(["/"]), json!(["a/b/c/x.txt"])),
+        listed(&["o 755 0:0", "o/a 701 1:0", "o/a/b 702 2:0", "o/a/b/c 703 3:0", "o/a/b/c/x.txt"])
+    );
+    assert_eq!(
+        parents(json!(["/a/b*"]), json!(["c/**/*.txt"])),
+        listed(&["o 755 0:0", "o/c 703 3:0", "o/c/d 755 0:0", "o/c/d/z.txt", "o/c/w.txt", "o/c/x.txt"])
+    );
+    assert_eq!(parents(json!(["/a/b"]), json!(["c2*"])), listed(&["o 755 0:0"]));
+    assert_eq!(parents(json!(["/a/nope*"]), json!(["c"])), listed(&["o 755 0:0"]));
+    assert_eq!(parents(json!(["/a/b"]), json!(["nope"])), Err("not-found".to_owned()));
+    assert_eq!(parents(json!(["/nope"]), json!(["*"])), Err("not-found".to_owned()));
+    assert_eq!(parents(json!(["/a"]), json!([])), Err("bad-request".to_owned()));
 }
 
 #[test]
@@ -268,4 +388,94 @@ fn trees_are_looked_at() {
     }
     let empty = bench.ok(&json!({"op": "tree-stat", "stack": [], "path": "/"}));
     assert_eq!(empty["kind"], "directory");
+}
+
+const PACKED: &str = r#"
+add("0", "dir", mode=0o700, uid=99)
+add("0/a", "dir", mode=0o1770, uid=5, gid=6, mtime=1500000000)
+add("0/a/tool", data=b"new", mode=0o4755, uid=7, gid=8, xattrs={"user.k": "v"})
+add("0/a/same", "hard", linkname="0/a/tool")
+add("0/a/late", "dir", mode=0o711, mtime=1400000000)
+add("0/deep/er/x", uid=3)
+add("0/up", "link", linkname="../../../a", uid=4)
+add("0/up/through", data=b"1")
+add("0/pipe", "fifo", uid=1)
+add("0/null", "char", devmajor=1, devminor=3, mode=0o666)
+"#;
+
+#[test]
+fn an_archive_is_unpacked_with_its_owners_and_modes() {
+    let Some(bench) = bench() else { return };
+    let items = json!([{"name": "", "kind": "archive"}]);
+    // Whether the path has a slash does not matter, and of `chmod` nothing is taken.
+    let changes = [("items", items.clone()), ("dest", json!("/new")), ("chmod", json!("0600"))];
+    assert_eq!(copy(&bench, "x1", &changes, PACKED).reply(), &json!({"entries": 10, "bytes": 4}));
+    let found = bench.captured("x1");
+    let expected = [
+        "dir new/a 1770 5:6 1500000000",
+        "dir new/a/late 711 0:0 1400000000",
+        "file new/a/same 4755 7:8 1000000000 11507a0e 3 user.k=76",
+        // A link in the archive leads on inside the destination, which is its root.
+        "file new/a/through 644 0:0 1000000000 6b86b273 1",
+        "hard new/a/tool 4755 7:8 1000000000 -> new/a/same",
+    ];
+    assert!(found[0].starts_with("dir new 755 0:0"), "{found:#?}");
+    assert_eq!(found[1..6], expected, "{found:#?}");
+    let rest: Vec<String> = found[6..].iter().map(|line| short(line)).collect();
+    let expected =
+        ["dir new/deep 755 0:0", "dir new/deep/er 755 0:0", "file new/deep/er/x 644 3:0", "char new/null 666 0:0"];
+    assert_eq!(rest[..4], expected);
+    assert_eq!(rest[4..], ["fifo new/pipe 644 1:0", "link new/up 777 4:0"]);
+
+    let changes = [("items", items), ("dest", json!("/x/")), ("chown", json!("user:staff"))];
+    copy(&bench, "x2", &changes, PACKED).reply();
+    assert!(bench
+        .captured("x2")
+        .iter()
+        .all(|line| line.split(' ').nth(3) == Some("1000:50") || line.contains("/deep")));
+}
+
+#[test]
+fn an_archive_replaces_what_is_in_its_way_and_nothing_else() {
+    let Some(bench) = bench() else { return };
+    let changes = |dest: &str| [("items", json!([{"name": "", "kind": "archive"}])), ("dest", json!(dest))];
+    let script = "add('0/sub', data=b'1')\nadd('0/file', 'dir', mode=0o750)\nadd('0/file/in', data=b'1')\nadd('0/file', 'link', linkname='/etc')\nadd('0/file/x', data=b'1')";
+    copy(&bench, "r1", &changes("/srv"), script).reply();
+    // `/srv` is a link of the image; what the archive's own link leads to is looked for below the destination.
+    assert_eq!(
+        bench.captured("r1").iter().map(|line| short(line)).collect::<Vec<_>>(),
+        [
+            "dir opt 711 4:0",
+            "dir opt/etc 755 0:0",
+            "file opt/etc/x 644 0:0",
+            "link opt/file 777 0:0",
+            "file opt/sub 644 0:0"
+        ]
+    );
+    let kept = "add('0/sub', 'dir', mode=0o777)\nadd('0/more', 'hard', linkname='0/file')";
+    copy(&bench, "r2", &changes("/opt/"), kept).reply();
+    let found = bench.exported(&["r2", "b0"]);
+    assert!(found.iter().any(|line| line.starts_with("file opt/sub/keep")), "{found:#?}");
+    assert!(found.iter().any(|line| line.starts_with("dir opt/sub 777")), "{found:#?}");
+    assert!(found.iter().any(|line| line.contains("opt/more")), "{found:#?}");
+}
+
+#[test]
+fn an_archive_does_not_leave_its_destination() {
+    let Some(bench) = bench() else { return };
+    let changes =
+        [("items", json!([{"name": "", "kind": "archive"}, {"name": "f", "kind": "file"}])), ("dest", json!("/opt/"))];
+    let cases = [
+        ("add('0/../../etc/x')", "bad-archive"),
+        ("add('0/x', 'hard', linkname='../etc/passwd')", "io"),
+        ("add('0/x', 'hard', linkname='0/../etc/passwd')", "io"),
+        ("add('0/x', 'hard', linkname='1')", "io"),
+        ("add('0/x', 'hard', linkname='0/etc/passwd')", "not-found"),
+        ("add('0/file/x')", "not-a-directory"),
+        ("add('7/x')", "bad-archive"),
+    ];
+    for (number, (script, code)) in cases.iter().enumerate() {
+        let answer = copy(&bench, &format!("e{number}"), &changes, script);
+        assert_eq!(answer.code(), *code, "{script}");
+    }
 }

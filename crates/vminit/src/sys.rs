@@ -108,7 +108,12 @@ impl Program {
     }
 }
 
-/// Let the command do this setup, and start with default signals, no signal blocked and `oom_score_adj` 0.
+/// How many files a program may open, and how far it may raise that itself: as container engines give it, for programs
+/// expect no less (the kernel's own hard limit is 4096) and some use all of what they get.
+const OPEN_FILES: rustix::process::Rlimit = rustix::process::Rlimit { current: Some(1024), maximum: Some(524_288) };
+
+/// Let the command do this setup, and start with default signals, no signal blocked, `oom_score_adj` 0 and the usual
+/// limit of open files.
 pub fn prepare_child(command: &mut Command, setup: ChildSetup) {
     let identity = setup.identity.map(|(uid, gid, groups)| {
         let groups: Vec<_> = groups.into_iter().map(rustix::process::Gid::from_raw).collect();
@@ -120,6 +125,8 @@ pub fn prepare_child(command: &mut Command, setup: ChildSetup) {
         {
             rustix::io::write(&file, b"0")?;
         }
+        // Refused only where we are not root, in tests.
+        let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, OPEN_FILES);
         if setup.new_session {
             rustix::process::setsid()?;
         }

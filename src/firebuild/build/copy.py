@@ -1,17 +1,18 @@
-"""What a COPY or ADD takes from the build context: which files, their digest, and the tar that carries them."""
+"""What a COPY or ADD takes from the host: which files, their digest, and the tar that carries them."""
 
 from __future__ import annotations
 
-import io
 import posixpath
 import tarfile
 from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from firebuild.build.context import BuildContext, Entry, check_kind
 from firebuild.build.digest import FieldHash
 from firebuild.build.glob import has_wildcard, match_component, unescape
+from firebuild.build.sources.archive import convert_archive, is_archive
+from firebuild.build.sources.remote import ItemStream, RemoteItem
+from firebuild.build.tree import ContextTree, Entry, check_kind
 from firebuild.errors import ContextError
 from firebuild.events.text import neutralise
 from firebuild.guest.build import CopyItem
@@ -40,7 +41,8 @@ class Selection(msgspec.Struct, frozen=True):
     """All that one COPY takes from the host. `items` as the guest gets them, with `entries` and then `inline` behind them.
 
     `digest`: of everything that decides the result, 64 hex digits; `files`: path to short digest, to explain a miss,
-    empty for very many; `unmatched`: wildcards that matched nothing (no error, as with Docker).
+    empty for very many; `unmatched`: wildcards that matched nothing (no error, as with Docker); `streams`: by its number
+    each item that is no tree of the context: what is fetched, and archives that are unpacked.
     """
 
     items: tuple[CopyItem, ...]
@@ -49,18 +51,35 @@ class Selection(msgspec.Struct, frozen=True):
     digest: str
     files: dict[str, str]
     unmatched: tuple[str, ...]
+    streams: dict[int, ItemStream] = {}
 
 
 def select_sources(
-    context: BuildContext | None, sources: Sequence[str], inline: Sequence[InlineContent] = ()
+    context: ContextTree | None,
+    sources: Sequence[str],
+    inline: Sequence[InlineContent] = (),
+    *,
+    unpack: bool = False,
+    remotes: Sequence[RemoteItem | None] = (),
 ) -> Selection:
-    """Find the sources in the context and hash them. Raises ContextError naming the source."""
+    """Find the sources in the context and hash them. Raises ContextError naming the source.
+
+    `unpack`: archives among them are to be unpacked; `remotes`: for each source what it was fetched as, None for a path.
+    """
     items: list[CopyItem] = []
     entries: list[SelectedEntry] = []
     unmatched: list[str] = []
     total = FieldHash("copy-sources-1")
     files: dict[str, str] = {}
-    for source in sources:
+    streams: dict[int, ItemStream] = {}
+    for position, source in enumerate(sources):
+        remote = remotes[position] if remotes else None
+        if remote is not None:
+            streams[len(items)] = remote.stream
+            items.append(remote.item)
+            total.add("remote", [remote.item.name, remote.item.kind, remote.digest])
+            files[remote.shown] = remote.digest[:16]
+            continue
         if context is None:
             raise ContextError(
                 f"the source `{neutralise(source)}` cannot be copied: this build has no context",
@@ -71,6 +90,13 @@ def select_sources(
             unmatched.append(source)
         for name, top in found:
             number = len(items)
+            if unpack and top.kind == "file" and is_archive(context.read_chunks(top)):
+                digest = context.compute_content_digest(top)
+                streams[number] = _ArchiveStream(context, top)
+                items.append(CopyItem("", "archive"))
+                total.add("archive", digest)
+                files[top.path] = digest[:16]
+                continue
             items.append(CopyItem("", "directory") if top.kind == "directory" else CopyItem(name, "file"))
             total.add("item", [items[-1].name, items[-1].kind])
             for selected in _select_tree(context, number, top):
@@ -88,10 +114,11 @@ def select_sources(
         digest=total.hexdigest(),
         files=files if len(files) <= MAX_EXPLAINED_FILES else {},
         unmatched=tuple(unmatched),
+        streams=streams,
     )
 
 
-def find_sources(context: BuildContext, source: str) -> list[tuple[str, Entry]]:
+def find_sources(context: ContextTree, source: str) -> list[tuple[str, Entry]]:
     """What one source means: pairs of the name as written and the entry, links followed within the context.
 
     A source without wildcards that is missing raises ContextError; a wildcard may match nothing.
@@ -139,7 +166,7 @@ def _split_source(source: str) -> list[str]:
     return parts
 
 
-def _missing(context: BuildContext, source: str, path: str) -> ContextError:
+def _missing(context: ContextTree, source: str, path: str) -> ContextError:
     shown = neutralise(source)
     above = path
     while above:
@@ -149,7 +176,7 @@ def _missing(context: BuildContext, source: str, path: str) -> ContextError:
                 hint="add a line `!…` to the .dockerignore, or take the pattern away",
             )
         above = posixpath.dirname(above)
-    hint = f"the context is `{context.folder}`"
+    hint = f"the context is `{neutralise(context.place)}`"
     parent = context.find_resolved(posixpath.dirname(path))
     if parent is not None and parent.kind == "directory":
         from difflib import get_close_matches
@@ -160,7 +187,7 @@ def _missing(context: BuildContext, source: str, path: str) -> ContextError:
     return ContextError(f"the source `{shown}` is not in the build context", hint=hint)
 
 
-def _select_tree(context: BuildContext, number: int, top: Entry) -> Iterator[SelectedEntry]:
+def _select_tree(context: ContextTree, number: int, top: Entry) -> Iterator[SelectedEntry]:
     for entry in context.walk(top):
         check_kind(entry)
         relative = entry.path[len(top.path) :].strip("/") if top.path else entry.path
@@ -176,25 +203,20 @@ def _select_tree(context: BuildContext, number: int, top: Entry) -> Iterator[Sel
         yield SelectedEntry(name, entry, fields.hexdigest())
 
 
-def open_tar(context: BuildContext | None, selection: Selection, *, inline_mtime_s: int) -> Iterator[bytes]:
+def open_tar(context: ContextTree | None, selection: Selection, *, inline_mtime_s: int) -> Iterator[bytes]:
     """The selection as a PAX tar in chunks, as PROTOCOL.md section 5, layer-copy, wants it: owner 0:0, whole seconds.
 
     Raises ContextError if a file is no longer what was hashed.
     """
-    for selected in selection.entries:
-        entry = selected.entry
-        info = _tar_info(selected.name, entry.mode, entry.mtime_s)
-        if entry.kind == "directory":
-            info.type = tarfile.DIRTYPE
-        elif entry.kind == "symlink":
-            info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.target, 0o777
-        else:
-            info.size = entry.size
-        yield _header(info)
-        if entry.kind == "file":
+    entries = iter([*selection.entries, None])
+    selected = next(entries)
+    for number in range(len(selection.items)):
+        if number in selection.streams:
+            yield from selection.streams[number].chunks(number)
+        while selected is not None and _number_of(selected) == number:
             assert context is not None, "entries come from a context"
-            yield from context.read_verified(entry)
-            yield _padding(entry.size)
+            yield from _entry_chunks(context, selected)
+            selected = next(entries)
     first = len(selection.items) - len(selection.inline)
     for number, document in enumerate(selection.inline, start=first):
         info = _tar_info(str(number), 0o644, inline_mtime_s)
@@ -203,6 +225,38 @@ def open_tar(context: BuildContext | None, selection: Selection, *, inline_mtime
         yield document.data
         yield _padding(info.size)
     yield bytes(2 * _BLOCK)
+
+
+class _ArchiveStream(ItemStream):
+    """A local archive that ADD unpacks."""
+
+    def __init__(self, context: ContextTree, entry: Entry) -> None:
+        self._context = context
+        self._entry = entry
+
+    def chunks(self, number: int) -> Iterator[bytes]:
+        return convert_archive(
+            self._context.read_verified(self._entry), number, f"the archive `{neutralise(self._entry.path)}`"
+        )
+
+
+def _number_of(selected: SelectedEntry) -> int:
+    return int(selected.name.partition("/")[0])
+
+
+def _entry_chunks(context: ContextTree, selected: SelectedEntry) -> Iterator[bytes]:
+    entry = selected.entry
+    info = _tar_info(selected.name, entry.mode, entry.mtime_s)
+    if entry.kind == "directory":
+        info.type = tarfile.DIRTYPE
+    elif entry.kind == "symlink":
+        info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.target, 0o777
+    else:
+        info.size = entry.size
+    yield _header(info)
+    if entry.kind == "file":
+        yield from context.read_verified(entry)
+        yield _padding(entry.size)
 
 
 def folder_tar(mtime_s: int) -> bytes:
@@ -229,20 +283,3 @@ def _header(info: tarfile.TarInfo) -> bytes:
 
 def _padding(size: int) -> bytes:
     return bytes(-size % _BLOCK)
-
-
-def looks_like_archive(context: BuildContext, entry: Entry) -> bool:
-    """Whether a file is what ADD would unpack: a tar, plain or compressed with gzip, bzip2, xz or zstd (by its magic)."""
-    head = io.BytesIO()
-    for chunk in context.read_chunks(entry):
-        head.write(chunk)
-        if head.tell() >= _BLOCK:
-            break
-    data = head.getvalue()[:_BLOCK]
-    if data.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")):
-        return True
-    try:
-        tarfile.TarInfo.frombuf(data, "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        return False
-    return True

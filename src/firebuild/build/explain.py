@@ -7,7 +7,16 @@ from collections.abc import Mapping
 import msgspec
 
 from firebuild.build.digest import FieldValue, compute_digest, short_digest
-from firebuild.build.steps import CopyAction, PlannedStep, RunAction, StageSource, WorkdirAction
+from firebuild.build.sources.url import redact_urls
+from firebuild.build.steps import (
+    ContextSource,
+    CopyAction,
+    ImageSource,
+    PlannedStep,
+    RunAction,
+    StageSource,
+    WorkdirAction,
+)
 
 KEY_VERSION = "firebuild-step-1"
 _NAMES_SHOWN = 2
@@ -57,9 +66,11 @@ def explain_step(
         settings = {"user": action.user, "workdir": action.workdir, "network": action.network}
         env = {name: short_digest(value) for name, _, value in (pair.partition("=") for pair in action.env)}
     elif isinstance(action, CopyAction):
-        command = [*action.sources, *(each.name for each in action.inline), action.dest]
+        command = [*map(redact_urls, action.sources), *(each.name for each in action.inline), action.dest]
         settings = {"owner": action.chown, "mode": action.chmod}
-        if action.origin is not None:
+        if isinstance(action.origin, ContextSource):
+            origin = f"context {action.origin.name}"
+        elif action.origin is not None:
             stage = isinstance(action.origin, StageSource)
             origin = f"stage {action.origin.label}" if isinstance(action.origin, StageSource) else "image"
             origin += "" if stage else f" {getattr(action.origin, 'reference', '')}"
@@ -101,7 +112,7 @@ def compute_key(step: PlannedStep, explanation: Explanation) -> str:
         # Which host paths the sources are named by is no part of it: names and contents are in `sources`.
         fields |= {"dest": action.dest, "chown": action.chown, "chmod": action.chmod, "kind": "copy"}
         fields |= {"unpack": str(action.unpack)}
-        if action.origin is not None:
+        if isinstance(action.origin, StageSource | ImageSource):
             fields |= {"paths": action.sources}
     else:
         fields |= {"path": action.path, "user": action.user, "kind": "workdir"}

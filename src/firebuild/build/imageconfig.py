@@ -142,11 +142,8 @@ def join_path(workdir: str, path: str) -> str:
 
 
 def _arg_text(argument: nodes.ArgDeclaration, scope: Scope) -> str:
-    for text in scope.history_args():
-        if text.startswith(f"{argument.name}="):
-            value = scope.run_environment.get(argument.name)
-            return text if value is not None else argument.name
-    return argument.name
+    value = scope.find_arg(argument.name)
+    return argument.name if value is None else f"{argument.name}={value}"
 
 
 def _go_list(items: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from firebuild.build.sources.url import redact_urls
 from firebuild.dockerfile.errors import LocatedDockerfileError, printable
 from firebuild.dockerfile.location import Location
 from firebuild.dockerfile.stages import Dockerfile
@@ -16,6 +17,15 @@ def locate(dockerfile: Dockerfile, location: Location, error: FirebuildError, *,
 
     An error that has its place already comes back as it is, and so does one whose type has nothing to do with the file.
     """
+    placed = _locate(dockerfile, location, error, details)
+    # The excerpt shows the file's own lines, and the message may show what they expand to.
+    placed.message = redact_urls(placed.message)
+    placed.args = (placed.message,)
+    placed.details = redact_urls(placed.details) if placed.details else placed.details
+    return placed
+
+
+def _locate(dockerfile: Dockerfile, location: Location, error: FirebuildError, details: str) -> FirebuildError:
     if isinstance(error, LocatedDockerfileError) or error.message.startswith(f"{printable(dockerfile.source.name)}:"):
         return error
     if isinstance(error, DockerfileError):

@@ -14,8 +14,10 @@ from firebuild.build.copy import InlineContent
 from firebuild.build.graph import GetImage, GraphNode, plan_graph
 from firebuild.build.imageconfig import StageConfig, join_path
 from firebuild.build.place import located
+from firebuild.build.sources.url import redact_urls
 from firebuild.build.steps import (
     Action,
+    ContextSource,
     CopyAction,
     ImageSource,
     Plan,
@@ -25,7 +27,7 @@ from firebuild.build.steps import (
     StageSource,
     WorkdirAction,
 )
-from firebuild.build.support import check_supported, is_lone_heredoc
+from firebuild.build.support import check_supported, is_lone_heredoc, parse_remotes
 from firebuild.dockerfile import nodes
 from firebuild.dockerfile.expansion import expand_instruction
 from firebuild.dockerfile.scope import (
@@ -36,14 +38,15 @@ from firebuild.dockerfile.scope import (
     platform_args,
     proxy_environment,
 )
-from firebuild.dockerfile.stages import Dockerfile, Stage, list_duplicate_names
+from firebuild.dockerfile.stages import Dockerfile, Stage
 from firebuild.errors import BuildError, DockerfileError, UsageError
+from firebuild.names import Reference
 from firebuild.store.images import Image
 
 
 class PlanOptions(msgspec.Struct, frozen=True):
     """What the user chose. `network`: default or none, for RUNs without a --network of their own; `name`: names the
-    Dockerfile across builds, to explain misses."""
+    Dockerfile across builds, to explain misses; `contexts`: named contexts, None for scratch."""
 
     name: str
     platform: Platform
@@ -51,6 +54,7 @@ class PlanOptions(msgspec.Struct, frozen=True):
     labels: Mapping[str, str] = {}
     target: str | None = None
     network: str = "default"
+    contexts: Mapping[str, ContextSource | Reference | None] = {}
 
 
 def plan_build(dockerfile: Dockerfile, options: PlanOptions, get_image: GetImage) -> Plan:
@@ -58,7 +62,7 @@ def plan_build(dockerfile: Dockerfile, options: PlanOptions, get_image: GetImage
     `get_image` raises: nothing has happened then."""
     target = dockerfile.get_target(options.target)
     scope = _plan_global_scope(dockerfile, options, target)
-    graph = plan_graph(dockerfile, target, scope, options.platform, get_image)
+    graph = plan_graph(dockerfile, target, scope, options.platform, get_image, options.contexts)
     stages: dict[int, PlannedStage] = {}
     planners: dict[int, _StagePlanner] = {}
     for node in graph:
@@ -74,10 +78,12 @@ def plan_build(dockerfile: Dockerfile, options: PlanOptions, get_image: GetImage
         for item in (node.base, *node.sources.values()):
             if isinstance(item, Image):
                 images.setdefault(item.chain_id, item)
+    # Of the images that stages build upon, the linter says it.
+    sources = [item for node in graph for item in node.sources.values() if isinstance(item, Image)]
     return Plan(
         stages=tuple(stages.values()),
         images=tuple(images.values()),
-        warnings=tuple(_list_warnings(dockerfile, options, list(images.values()))),
+        warnings=tuple(_list_warnings(dockerfile, options, sources)),
         epoch_s=_parse_epoch(options.build_args),
     )
 
@@ -100,7 +106,7 @@ def _parse_epoch(build_args: Mapping[str, str]) -> int | None:
     return int(text)
 
 
-def _list_warnings(dockerfile: Dockerfile, options: PlanOptions, images: list[Image]) -> list[str]:
+def _list_warnings(dockerfile: Dockerfile, options: PlanOptions, sources: list[Image]) -> list[str]:
     warnings: list[str] = []
     declared = {argument.name for each in dockerfile.global_args for argument in each.arguments}
     for stage in dockerfile.stages:
@@ -109,9 +115,7 @@ def _list_warnings(dockerfile: Dockerfile, options: PlanOptions, images: list[Im
                 declared |= {argument.name for argument in instruction.arguments}
     for name in list_unused_build_args(options.build_args, declared):
         warnings.append(f"the build argument `{name}` is declared by no ARG, and so has no effect")
-    for stage in list_duplicate_names(dockerfile.stages):
-        warnings.append(f"line {stage.location.start_line}: the stage name `{stage.name}` is used twice")
-    for image in images:
+    for image in sources:
         if image.config.architecture != options.platform.architecture:
             warnings.append(
                 f"the image `{image.reference or image.manifest_digest[:19]}` is for {image.config.architecture}; "
@@ -151,11 +155,15 @@ class _StagePlanner:
         self.proxies = tuple(f"{name}={value}" for name, value in proxy_environment(options.build_args).items())
         self.steps: list[PlannedStep] = []
         made = (nodes.Run, nodes.Copy, nodes.Add, nodes.Workdir)
-        self.total = int(isinstance(node.base, Image)) + sum(isinstance(each, made) for each in node.instructions)
+        self.total = int(isinstance(node.base, Image | ContextSource)) + sum(
+            isinstance(each, made) for each in node.instructions
+        )
         self.number = 0
 
     def plan(self) -> PlannedStage:
         from_title = self.title(f"FROM {_base_text(self.node.base)}") if isinstance(self.node.base, Image) else ""
+        if isinstance(self.node.base, ContextSource):
+            self.take_context(self.node.base)
         for index, instruction in enumerate(self.node.instructions):
             with located(self.dockerfile, instruction.location):
                 self.take(instruction, on_build=index < self.node.triggers)
@@ -163,7 +171,7 @@ class _StagePlanner:
         return PlannedStage(
             index=self.node.stage.index,
             label=self.node.stage.label,
-            base=base.index if isinstance(base, Stage) else base,
+            base=base.index if isinstance(base, Stage) else base if isinstance(base, Image) else None,
             from_title=from_title,
             location=self.node.stage.location,
             steps=tuple(self.steps),
@@ -205,8 +213,15 @@ class _StagePlanner:
         self.state.add_history("RUN " + " ".join([*prefix, *argv]) + " # buildkit", layer=True)
         self.add_step(run, action, display, on_build)
 
+    def take_context(self, context: ContextSource) -> None:
+        """A stage that builds upon a named context begins with a copy of all of it."""
+        action = CopyAction(context, (".",), (), dest="/", dest_is_directory=True, chown="", chmod="")
+        self.state.add_history(f"FROM the build context {context.name} # buildkit", layer=True)
+        self.add_step(self.node.stage.start, action, f"FROM context {context.name}", False)
+
     def take_copy(self, copy: nodes.Copy | nodes.Add, display: str, on_build: bool) -> None:
         origin = self.find_origin(copy) if isinstance(copy, nodes.Copy) else None
+        remotes = parse_remotes(copy) if isinstance(copy, nodes.Add) else ()
         dest = _copy_dest(self.state.config.config.working_dir or "/", copy.destination)
         inline = tuple(
             InlineContent(each.name, each.content.encode("utf-8", "surrogateescape")) for each in copy.inline_files
@@ -220,19 +235,28 @@ class _StagePlanner:
             chown=copy.chown,
             chmod=copy.chmod,
             unpack=isinstance(copy, nodes.Add) and copy.unpack is not False,
+            remotes=remotes,
         )
         flags = [f"--chown={copy.chown}"] if copy.chown else []
         flags += [f"--chmod={copy.chmod}"] if copy.chmod else []
-        words = [copy.name, *flags, *copy.sources, *(f"<<{each.name}" for each in copy.inline_files), copy.destination]
+        words = [
+            copy.name,
+            *flags,
+            *map(redact_urls, copy.sources),
+            *(f"<<{each.name}" for each in copy.inline_files),
+            copy.destination,
+        ]
         self.state.add_history(" ".join(words) + " # buildkit", layer=True)
         self.add_step(copy, action, display, on_build)
 
-    def find_origin(self, copy: nodes.Copy) -> StageSource | ImageSource | None:
+    def find_origin(self, copy: nodes.Copy) -> StageSource | ImageSource | ContextSource | None:
         if copy.source is None:
             return None
         found = self.node.sources[copy.source]
         if isinstance(found, Stage):
             return StageSource(found.index, found.label)
+        if isinstance(found, ContextSource):
+            return found
         return ImageSource(copy.source, found)
 
     def take_workdir(self, workdir: nodes.Workdir, display: str, on_build: bool) -> None:
@@ -249,8 +273,8 @@ class _StagePlanner:
         values = self.scope.run_environment
         step = PlannedStep(
             id=f"{self.node.stage.index}/{len(self.steps)}",
-            title=self.title(("ONBUILD " if on_build else "") + display),
-            text=instruction.text,
+            title=self.title(("ONBUILD " if on_build else "") + redact_urls(display)),
+            text=redact_urls(instruction.text),
             location=instruction.location,
             action=action,
             args={name: values[name] for name in self.scope.declared if name in values},

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from firebuild.build.context import BuildContext
 from firebuild.build.copy import Selection, empty_tar, folder_tar, open_tar
 from firebuild.build.output import OutputLog
 from firebuild.build.place import locate
+from firebuild.build.select import ContextTrees
 from firebuild.build.session import BuildSession
 from firebuild.build.steps import CopyAction, PlannedStep, ResultLayer, RunAction, WorkdirAction
 from firebuild.dockerfile.stages import Dockerfile
@@ -38,13 +38,13 @@ class StepRunner:
         dockerfile: Dockerfile,
         session: BuildSession,
         blobs: BlobStore,
-        context: BuildContext | None,
+        contexts: ContextTrees,
         clock: Callable[[], int],
     ) -> None:
         self._dockerfile = dockerfile
         self._session = session
         self._blobs = blobs
-        self._context = context
+        self._contexts = contexts
         self._clock = clock
 
     def run(
@@ -137,7 +137,8 @@ class StepRunner:
         return StepFailedError(placed.message, status=code, hint=hint, details=details)
 
     def _copy(self, action: CopyAction, selection: Selection, guest: BuildGuest, name: str, stack: list[str]) -> None:
-        tar = open_tar(self._context, selection, inline_mtime_s=self._clock() // 10**9)
+        tree = self._contexts.find(action.origin)
+        tar = open_tar(tree, selection, inline_mtime_s=self._clock() // 10**9)
         guest.copy_into_layer(
             name, stack, selection.items, tar,
             dest=action.dest, dest_is_directory=action.dest_is_directory, chown=action.chown, chmod=action.chmod,

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from firebuild.build.sources.remote import RemoteSources
+from firebuild.build.sources.spec import ImageContext, Source
+from firebuild.build.tree import ContextTree
 from firebuild.dockerfile.scope import Platform
 from firebuild.events.progress import NullSink, ProgressSink
 from firebuild.guest.build import BuildGuest
@@ -52,7 +55,8 @@ class OpenBuildMachine(Protocol):
 class BuildServices:
     """`resolve_base`: the image of a reference, pulled where that is wanted; raises NotFoundError. `disk_key`: chain id to
     key and parameters of the root disk. `ensure_disk`: an image's root disk, made if need be. `check_disk`: refuses a
-    file system that a guest left unclean. `clock`: Unix time in nanoseconds.
+    file system that a guest left unclean. `clock`: Unix time in nanoseconds. `scratch`: the folder for
+    what a build fetches; None: the system's.
     """
 
     blobs: BlobStore
@@ -66,11 +70,14 @@ class BuildServices:
     disk_size_bytes: int
     check_disk: Callable[[Path], None]
     clock: Callable[[], int] = time.time_ns
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """One build. `dockerfile`: its bytes; `name`: as messages show it; `context`: a folder, or None for none; `tags`: the
+    """One build. `dockerfile`: its bytes; `name`: as messages show it; `context`: a folder, an open tree (its ignore
+    file applied), or None for none; `contexts`: named ones, which `open_tree` opens when they are needed; `remote`: what
+    ADD fetches with, made if it is None; `tags`: the
     result's names; `labels`: added to the image; `network`: default or none, for every RUN; `ignore_name`: the
     Dockerfile's path relative to the context, for `<name>.dockerignore`; `identity`: names this Dockerfile across
     builds, to explain misses (`name` where empty); `make_disk`: whether the root disk is wanted too.
@@ -78,7 +85,10 @@ class BuildRequest:
 
     dockerfile: bytes
     name: str = "Dockerfile"
-    context: Path | None = None
+    context: Path | ContextTree | None = None
+    contexts: Mapping[str, Source | ImageContext] = field(default_factory=dict)
+    open_tree: Callable[[Source], ContextTree] | None = None
+    remote: RemoteSources | None = None
     build_args: Mapping[str, str] = field(default_factory=dict)
     target: str | None = None
     tags: Sequence[Reference] = ()

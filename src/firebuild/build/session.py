@@ -32,9 +32,7 @@ EMPTY_DIFF_ID = Digest("sha256:" + sha256_hex(empty_tar()))
 class BuildSession:
     """See the module. `open` and `finish` belong to the main thread; all else may be called from any."""
 
-    def __init__(
-        self, services: BuildServices, plan: Plan, reporter: Reporter, *, make_disk: bool
-    ) -> None:
+    def __init__(self, services: BuildServices, plan: Plan, reporter: Reporter, *, make_disk: bool) -> None:
         self._services = services
         self._plan = plan
         self._reporter = reporter
@@ -126,7 +124,9 @@ class BuildSession:
                 continue
             disk = self._services.disks.find_disk(self._services.disk_key(image.chain_id)[0])
             if disk is None:
-                with self._reporter.step(f"[internal] make the disk of {image.reference or image.manifest_digest[:19]}"):
+                with self._reporter.step(
+                    f"[internal] make the disk of {image.reference or image.manifest_digest[:19]}"
+                ):
                     disk = self._services.ensure_disk(image)
             disks[image.chain_id] = disk
         return disks

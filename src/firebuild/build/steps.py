@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from firebuild.build.copy import InlineContent
+from firebuild.build.sources.remote import RemoteAdd
 from firebuild.dockerfile.location import Location
 from firebuild.names import Digest
 from firebuild.store.images import History, Image, ImageConfig
@@ -38,13 +39,20 @@ class ImageSource(msgspec.Struct, frozen=True, tag="image"):
     image: Image
 
 
+class ContextSource(msgspec.Struct, frozen=True, tag="context"):
+    """COPY --from, or FROM, a named build context. `name`: as firebuild.build.sources.spec normalises it."""
+
+    name: str
+
+
 class CopyAction(msgspec.Struct, frozen=True, tag="copy"):
     """A COPY or ADD. `origin`: where the sources are, None for the build context; `dest`: absolute, with its trailing slash.
 
-    `unpack`: archives among the sources are to be unpacked (ADD). `chmod`: octal or empty.
+    `unpack`: archives among the sources are to be unpacked (ADD). `chmod`: octal or empty. `remotes`: for each source what
+    ADD fetches, None for a path; empty for a COPY.
     """
 
-    origin: StageSource | ImageSource | None
+    origin: StageSource | ImageSource | ContextSource | None
     sources: tuple[str, ...]
     inline: tuple[InlineContent, ...]
     dest: str
@@ -52,6 +60,14 @@ class CopyAction(msgspec.Struct, frozen=True, tag="copy"):
     chown: str
     chmod: str
     unpack: bool = False
+    remotes: tuple[RemoteAdd | None, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The sources that are paths."""
+        return tuple(
+            source for number, source in enumerate(self.sources) if not self.remotes or self.remotes[number] is None
+        )
 
 
 class WorkdirAction(msgspec.Struct, frozen=True, tag="workdir"):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 
 from firebuild.build.glob import has_wildcard
+from firebuild.build.sources.gitref import GitSource, looks_like_git
+from firebuild.build.sources.remote import RemoteAdd, parse_remote
 from firebuild.dockerfile import nodes
 from firebuild.dockerfile.errors import shown
 from firebuild.errors import DockerfileError
 
 _OCTAL = re.compile(r"[0-7]{1,12}")
-# git's scp-like form and its URL schemes, as BuildKit's git references have them.
-_GIT = re.compile(r"(git|ssh|git\+[a-z]+)://|[A-Za-z0-9_.-]+@[^/:]+:|https?://[^#]+\.git(#|$)|github\.com/")
 
 
 def check_supported(instruction: nodes.Instruction) -> None:
@@ -54,7 +54,7 @@ def _check_copy(instruction: nodes.Copy) -> None:
     if instruction.parents:
         raise _unsupported("COPY --parents")
     for source in instruction.sources:
-        if source.startswith(("http://", "https://")) or _GIT.match(source):
+        if source.startswith(("http://", "https://")) or looks_like_git(source):
             raise DockerfileError(f"COPY takes no remote source: {shown(source)}", hint="ADD does")
         if instruction.source is not None and has_wildcard(source):
             raise _unsupported("a wildcard in COPY --from", "name the files, or copy their folder")
@@ -62,17 +62,25 @@ def _check_copy(instruction: nodes.Copy) -> None:
 
 def _check_add(instruction: nodes.Add) -> None:
     _check_transfer(instruction)
-    for source in instruction.sources:
-        if _GIT.match(source):
-            raise _unsupported("ADD of a git repository", "clone it in a RUN")
-        if source.startswith(("http://", "https://")):
-            raise _unsupported("ADD of a URL", "fetch it in a RUN")
-    if instruction.checksum:
+    parse_remotes(instruction)
+
+
+def parse_remotes(instruction: nodes.Add) -> tuple[RemoteAdd | None, ...]:
+    """For each source of an expanded ADD what it fetches, None for a path. Raises DockerfileError."""
+    checksum = instruction.checksum
+    remotes = tuple(
+        parse_remote(source, checksum=checksum, keep_git_dir=instruction.keep_git_dir, unpack=instruction.unpack)
+        for source in instruction.sources
+    )
+    if checksum and len(instruction.sources) != 1:
+        raise DockerfileError("--checksum cannot be given for several sources")
+    if checksum and remotes[0] is None:
         raise DockerfileError("--checksum needs an HTTP(S) or git source")
-    if instruction.keep_git_dir is not None:
+    if instruction.keep_git_dir is not None and not any(
+        each is not None and isinstance(each.source, GitSource) for each in remotes
+    ):
         raise DockerfileError("--keep-git-dir needs a git source")
-    if instruction.unpack:
-        raise _unsupported("ADD --unpack")
+    return remotes
 
 
 def _check_transfer(instruction: nodes.Copy | nodes.Add) -> None:

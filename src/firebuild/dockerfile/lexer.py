@@ -24,7 +24,7 @@ MAX_INSTRUCTIONS = 1000
 _BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _DIRECTIVE = re.compile(r"([a-zA-Z][a-zA-Z0-9]*)[\t\n\f\r ]*=[\t\n\f\r ]*(.+?)[\t\n\f\r ]*")
-_DIRECTIVES = ("syntax", "escape", "check")
+DIRECTIVES = ("syntax", "escape", "check")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -144,12 +144,11 @@ class _Lexer:
             # After an interpreter line BuildKit still finds `syntax` and `check`, but no `escape`.
             self.escape_done = True
             return False
-        match = _DIRECTIVE.fullmatch(comment[1:].lstrip(SPACES))
-        name = match.group(1).lower() if match else ""
-        if match is None or name not in _DIRECTIVES or (name == "escape" and self.escape_done):
+        found = parse_directive(comment[1:].lstrip(SPACES))
+        if found is None or (found[0] == "escape" and self.escape_done):
             self.directives_done = True
             return False
-        value = match.group(2)
+        name, value = found
         if any(directive.name == name for directive in self.directives):
             raise self.fail(f"the directive `{name}` is given twice", self.index)
         if name == "escape":
@@ -250,6 +249,13 @@ class _Lexer:
                 )
             heredocs.append(Heredoc(word.name, content, word.expand, word.chomp, word.file_descriptor))
         return tuple(heredocs)
+
+
+def parse_directive(comment: str) -> tuple[str, str] | None:
+    """The name and the value of a comment that has the form of a directive, without its `#`; None for any other."""
+    match = _DIRECTIVE.fullmatch(comment)
+    name = match.group(1).lower() if match else ""
+    return (name, match.group(2)) if match and name in DIRECTIVES else None
 
 
 def lex(data: bytes, name: str = "Dockerfile") -> LexedFile:

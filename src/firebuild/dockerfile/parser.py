@@ -30,8 +30,8 @@ INSTRUCTION_NAMES = (
     "WORKDIR",
 )
 _KNOWN = frozenset(INSTRUCTION_NAMES)
-_JSON_FORM = frozenset({"ADD", "CMD", "COPY", "ENTRYPOINT", "RUN", "SHELL", "VOLUME"})
-_REFUSED_TRIGGERS = frozenset({"FROM", "MAINTAINER", "ONBUILD"})
+JSON_FORM_INSTRUCTIONS = frozenset({"ADD", "CMD", "COPY", "ENTRYPOINT", "RUN", "SHELL", "VOLUME"})
+REFUSED_TRIGGERS = frozenset({"FROM", "MAINTAINER", "ONBUILD"})
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -62,7 +62,7 @@ def parse_line(line: LogicalLine, escape: str) -> Node:
     if not node.rest.text:
         raise SpanError("ONBUILD needs an instruction", offset=node.written.offset)
     trigger = _parse_at(line, escape, node.rest.offset)
-    if trigger.name in _REFUSED_TRIGGERS:
+    if trigger.name in REFUSED_TRIGGERS:
         raise SpanError(f"{trigger.name} cannot be a trigger of ONBUILD", offset=trigger.written.offset)
     return msgspec.structs.replace(node, trigger=trigger)
 
@@ -78,5 +78,5 @@ def _parse_at(line: LogicalLine, escape: str, start: int) -> Node:
             offset=head.name.offset,
             hint=did_you_mean(head.name.text, INSTRUCTION_NAMES),
         )
-    json = parse_json_strings(head.rest) if name in _JSON_FORM else None
+    json = parse_json_strings(head.rest) if name in JSON_FORM_INSTRUCTIONS else None
     return Node(name, head.name, head.flags, head.rest, line, json)

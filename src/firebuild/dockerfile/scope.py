@@ -148,9 +148,19 @@ class Scope:
         """The names that the stage's ARGs declared, in their order."""
         return tuple(self._arguments)
 
+    def is_declared(self, name: str) -> bool:
+        """Whether an ARG of the stage, or of one that it builds upon, declared the name."""
+        return name in self._arguments
+
     def history_args(self) -> tuple[str, ...]:
         """The arguments in force as `name=value`, as BuildKit's history shows them before a RUN (`|2 a=1 b=2 …`)."""
         return tuple(f"{name}={self._variables.get(name, value or '')}" for name, value in self._arguments.items())
+
+    def find_arg(self, name: str) -> str | None:
+        """The value of a declared argument, None for one without a value or one that is not declared."""
+        if name not in self._arguments:
+            return None
+        return self._variables.get(name, self._arguments[name])
 
     def set_env(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Takes in an ENV whose names and values are expanded."""

@@ -2,47 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
 from firebuild.build.build import build_image
 from firebuild.build.services import BuildRequest, BuildResult, BuildServices
+from firebuild.build.sources.gitrun import caller_ssh_access
+from firebuild.build.sources.inputs import InputOpener
+from firebuild.build.sources.remote import RemoteSources
+from firebuild.build.sources.scratch import Scratch
+from firebuild.build.sources.spec import parse_context, parse_dockerfile_source, parse_named_context
 from firebuild.dockerfile.scope import Platform
 from firebuild.engine.core import Engine
 from firebuild.engine.disks import ensure_root_disk, open_machine, root_disk_key
 from firebuild.engine.images import host_architecture, pull_image
-from firebuild.errors import ContextError, ImageError, NotFoundError, UsageError
-from firebuild.events.progress import NullSink, ProgressSink
+from firebuild.errors import ImageError, NotFoundError
+from firebuild.events.progress import NullSink, ProgressSink, Reporter
 from firebuild.names import Reference
 from firebuild.store.disk_check import check_disk
 from firebuild.store.images import Image
 from firebuild.store.view import BuildConfig, ensure_view, make_metadata
 
-_DOCKERFILE_LIMIT = 1 << 20
-
 
 class RootfsRequest(msgspec.Struct, frozen=True):
-    """What `rootfs` is asked for. `context`: a folder; None: the Dockerfile's own. `dockerfile`: a file; None: the context's."""
+    """What `rootfs` is asked for. `dockerfile`, `context`: as firebuild.build.sources.spec reads them, a path, a URL, `-`
+    or a Dockerfile's text; None: the other's. `build_contexts`: `name=source`."""
 
-    dockerfile: Path | None
-    context: Path | None
+    dockerfile: str | None
+    context: str | None
     tags: Sequence[Reference]
     build_args: Mapping[str, str] = {}
     target: str | None = None
     no_cache: bool = False
     labels: Mapping[str, str] = {}
     network: str = "default"
+    build_contexts: Sequence[str] = ()
 
 
-def build_rootfs(engine: Engine, request: RootfsRequest, progress: ProgressSink | None = None) -> BuildResult:
-    """Build a Dockerfile. Raises UsageError, ContextError, DockerfileError, BuildError and what machines raise."""
-    dockerfile, context = _find_files(request)
-    data = _read_dockerfile(dockerfile)
+def build_rootfs(
+    engine: Engine, request: RootfsRequest, progress: ProgressSink | None = None, *, stdin: BinaryIO | None = None
+) -> BuildResult:
+    """Build a Dockerfile. `stdin`: what `-` means. Raises UsageError, ContextError, DockerfileError, BuildError and what
+    machines raise."""
     engine.repair()
-    sink = progress or NullSink()
+    reporter = Reporter(progress or NullSink())
+    with open_build_request(engine, request, reporter, stdin=stdin) as wanted:
+        result = _build(engine, wanted, reporter)
+        if result.disk is not None:
+            facts = BuildConfig(build_args=dict(request.build_args), dockerfile=wanted.name)
+            for tag in request.tags:
+                metadata = make_metadata(result.image, tag, kind="rootfs", disk=result.disk, build=facts)
+                ensure_view(engine.layout.rootfs, tag, result.disk, metadata)
+    return result
+
+
+def _build(engine: Engine, wanted: BuildRequest, reporter: Reporter) -> BuildResult:
     services = BuildServices(
         blobs=engine.blobs,
         images=engine.images,
@@ -54,53 +73,44 @@ def build_rootfs(engine: Engine, request: RootfsRequest, progress: ProgressSink 
         disk_key=lambda chain_id: root_disk_key(engine, chain_id),
         disk_size_bytes=engine.settings.root_disk_bytes,
         check_disk=check_disk,
+        scratch=engine.layout.scratch,
     )
-    result = build_image(
-        BuildRequest(
-            dockerfile=data,
-            name=str(request.dockerfile or dockerfile.name),
-            context=context,
+    return build_image(wanted, services, reporter)
+
+
+@contextmanager
+def open_build_request(
+    engine: Engine, request: RootfsRequest, reporter: Reporter, *, stdin: BinaryIO | None = None
+) -> Iterator[BuildRequest]:
+    """What is asked for in the words of the build, its Dockerfile read and its context open; nothing of it is left after.
+
+    Raises UsageError before anything is touched, then ContextError, DeadlineError.
+    """
+    dockerfile = None if request.dockerfile is None else parse_dockerfile_source(request.dockerfile, os.path.exists)
+    context = None if request.context is None else parse_context(request.context, os.path.exists)
+    contexts = dict(parse_named_context(text, os.path.exists) for text in request.build_contexts)
+    ssh = caller_ssh_access(os.environ)
+    with ExitStack() as resources:
+        scratch = resources.enter_context(Scratch(engine.layout.scratch))
+        own = resources.enter_context(RemoteSources(scratch, ssh))
+        opener = InputOpener(resources, scratch, own, reporter, stdin=stdin)
+        inputs = opener.open(dockerfile, context)
+        yield BuildRequest(
+            dockerfile=inputs.dockerfile,
+            name=inputs.name,
+            context=inputs.tree,
+            contexts=contexts,
+            open_tree=opener.open_tree,
+            remote=resources.enter_context(RemoteSources(scratch, ssh, rank=inputs.rank)),
             build_args=request.build_args,
             target=request.target,
             tags=request.tags,
             no_cache=request.no_cache,
             labels=request.labels,
             network=request.network,
-            progress=sink,
             platform=Platform("linux", host_architecture()),
-            ignore_name=dockerfile.name if dockerfile.parent == context else "",
-            identity=str(dockerfile),
-        ),
-        services,
-    )
-    if result.disk is not None:
-        facts = BuildConfig(build_args=dict(request.build_args), dockerfile=str(request.dockerfile or dockerfile.name))
-        for tag in request.tags:
-            metadata = make_metadata(result.image, tag, kind="rootfs", disk=result.disk, build=facts)
-            ensure_view(engine.layout.rootfs, tag, result.disk, metadata)
-    return result
-
-
-def _find_files(request: RootfsRequest) -> tuple[Path, Path]:
-    """The Dockerfile and the context's folder, absolute."""
-    if request.dockerfile is None and request.context is None:
-        raise UsageError(
-            "name a Dockerfile or a build context", hint="firebuild rootfs --dockerfile Dockerfile --tag org/name:1"
+            identity=inputs.identity,
         )
-    if request.context is not None and not request.context.is_dir():
-        raise ContextError(f"the build context `{request.context}` is not a folder")
-    dockerfile = request.dockerfile or Path(str(request.context)) / "Dockerfile"
-    context = request.context or dockerfile.parent
-    return dockerfile.absolute(), context.absolute()
-
-
-def _read_dockerfile(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_DOCKERFILE_LIMIT + 1)
-    except OSError as error:
-        raise ContextError(f"the Dockerfile `{path}` cannot be read: {error.strerror}") from error
-    return data
 
 
 def _resolve(engine: Engine, reference: Reference) -> Image:

@@ -72,9 +72,11 @@ class Engine:
 
     def repair(self) -> list[str]:
         """Clean up what crashed commands left: machines, networks, half-made blobs and disks; a sentence for each."""
+        from firebuild.build.sources.scratch import sweep_scratch
         from firebuild.machine.reconcile import reconcile
 
         done = reconcile(self.machines)
+        done += [f"fetched files {path.name}: removed" for path in sweep_scratch(self.layout.scratch)]
         done += [f"half-made file {path.name}: removed" for path in (*self.disks.sweep(), *self.blobs.sweep())]
         return done
 

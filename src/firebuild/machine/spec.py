@@ -6,7 +6,7 @@ import msgspec
 
 from firebuild.names import MachineId, PortMapping
 
-DEFAULT_KERNEL_ARGS = "console=ttyS0 reboot=k panic=1 pci=off quiet cryptomgr.notests random.trust_cpu=on"
+DEFAULT_KERNEL_ARGS = "console=ttyS0 reboot=k panic=1 quiet cryptomgr.notests random.trust_cpu=on"
 DEFAULT_MEMORY_MIB = 256
 DEFAULT_NETWORK = "machines"
 BUILD_NETWORK = "machine-builds"

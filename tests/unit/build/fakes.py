@@ -55,8 +55,7 @@ def read_tar(data: bytes) -> Tree:
                 tree[info.name] = f"-> {info.linkname}".encode()
             else:
                 file = archive.extractfile(info)
-                assert file is not None
-                tree[info.name] = file.read()
+                tree[info.name] = file.read() if file else f"a node of type {info.type!r}".encode()
     return tree
 
 
@@ -128,7 +127,7 @@ class FakeGuest:
                 first, _, rest = name.partition("/")
                 if first != str(number):
                     continue
-                if item.kind == "directory":
+                if item.kind in ("directory", "archive"):
                     path = f"{dest}/{rest}".strip("/")
                 else:
                     path = f"{dest}/{item.name}".strip("/") if options["dest_is_directory"] else dest
@@ -181,7 +180,7 @@ class FakeGuest:
 
 @dataclass
 class FakeMachine:
-    guest: FakeGuest
+    guest: Any
     base_drives: list[str]
     result_drives: list[str]
 

@@ -43,7 +43,7 @@ def redis(workshop: Workshop) -> Workshop:
 def test_a_build_makes_layers_an_image_and_its_disk(redis: Workshop) -> None:
     result, recorder = redis.build(REDIS)
     assert (result.steps, result.cached, result.booted) == (3, 0, True)
-    assert redis.boots == 1 and not redis.ensured
+    assert redis.boots == 1 and len(redis.ensured) == 1
     assert len(result.image.layers) == 4
     assert redis.guest.ran[0].argv == ["/bin/sh", "-c", "apt-get install redis=$VERSION"]
     assert redis.guest.ran[0].env == ["LANG=C", "PATH=/bin", "VERSION=7"]
@@ -106,18 +106,21 @@ def test_only_the_configuration_changed(redis: Workshop) -> None:
 
 def test_a_missing_disk_is_made_from_the_image(redis: Workshop) -> None:
     redis.build(REDIS, make_disk=False)
-    assert redis.disks.disks == {}
+    base = redis.images.get_image(parse_reference("debian:12"))
+    assert [disk.chain_id for disk in redis.disks.disks.values()] == [base.chain_id]
     result, _ = redis.build(REDIS)
-    assert redis.boots == 1 and [image.id for image in redis.ensured] == [result.image.id]
+    assert redis.boots == 1 and [image.id for image in redis.ensured] == [base.id, result.image.id]
 
 
-def test_a_base_with_a_disk_is_mounted_and_one_without_is_unpacked(redis: Workshop) -> None:
-    redis.build(REDIS, no_cache=True, make_disk=False)
-    assert len(redis.guest.applied) == 1 and "b0" not in redis.guest.layers
-    base = redis.ensure_disk(redis.images.get_image(parse_reference("debian:12")))
-    redis.disks.trees[base.path] = {"bin/sh": b"shell", "etc": None}
-    redis.build(REDIS, no_cache=True, make_disk=False)
+def test_a_base_is_mounted_as_a_disk_that_is_made_once(redis: Workshop) -> None:
+    redis.build(REDIS, no_cache=True)
     assert redis.guest.applied == [] and "b0" in redis.guest.layers
+    result, _ = redis.build(REDIS, no_cache=True)
+    assert redis.guest.applied == [] and len(redis.ensured) == 1
+    # The result began as a copy of the base's disk: only the layers above were carried out on it.
+    assert result.disk is not None
+    assert all("b0" not in stack for stack in redis.guest.written)
+    assert redis.disks.trees[result.disk.path]["bin/sh"] == b"shell"
 
 
 @pytest.mark.parametrize(
@@ -275,7 +278,7 @@ def test_a_command_that_fails(workshop: Workshop) -> None:
     lines = error.details.splitlines()
     assert "  line 51" in lines and "  line 50" not in lines and "  bye" in lines
     assert "3 | >>> RUN bad" in lines and "\x1b" not in error.details
-    assert workshop.guest.dropped == ["l2"] and len(workshop.guest.ran) == 1
+    assert workshop.guest.dropped == ["l1"] and len(workshop.guest.ran) == 1
     # What was done before it is kept.
     workshop.commands.clear()
     assert workshop.build("FROM debian:12\nRUN ok\nRUN bad\n")[0].cached == 0
@@ -383,9 +386,6 @@ def test_output_is_capped(workshop: Workshop) -> None:
         ("RUN --mount=type=cache,target=/x true", DockerfileError, "RUN --mount=type=cache is not supported yet"),
         ("RUN --network=host true", DockerfileError, "--network=host"),
         ("RUN --security=insecure true", DockerfileError, "--security"),
-        ("ADD https://example.com/x /", DockerfileError, "ADD of a URL"),
-        ("ADD https://example.com/x.git /", DockerfileError, "ADD of a git"),
-        ("ADD x.tar.gz /", DockerfileError, "archive `x.tar.gz`"),
         ("COPY --parents a /", DockerfileError, "--parents"),
         ("COPY --exclude=b a /", DockerfileError, "--exclude"),
         ("COPY --link a /", DockerfileError, "--link"),
@@ -401,7 +401,6 @@ def test_refusals_before_any_machine(workshop: Workshop, line: str, error: type[
     os.mkfifo(workshop.context / "pipe")
     (workshop.context / ".dockerignore").write_text("secret*\n")
     (workshop.context / "secret.txt").write_text("x")
-    (workshop.context / "x.tar.gz").write_bytes(b"\x1f\x8bxxxxxxx")
     found = workshop.fail(f"FROM debian:12\nENV A=1\n{line}\n")
     assert isinstance(found, error) and text in found.message
     assert found.message.startswith("Dockerfile:3:") and ">>>" in (found.details or "")

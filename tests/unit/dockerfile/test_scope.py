@@ -134,6 +134,13 @@ def test_history_arguments_keep_their_first_place_and_their_value_in_force() -> 
     assert scope.declared == ("x", "y", "z")
 
 
+def test_history_arguments_keep_their_first_place_through_stages() -> None:
+    case = Case("FROM a AS one\nARG x=1\nARG y=2\nFROM one\nARG z=3\nARG x=4\nRUN x")
+    _, scope = walk(parse_dockerfile(case.text.encode()), case)
+    assert scope.history_args() == ("x=4", "y=2", "z=3")
+    assert scope.is_declared("y") and not scope.is_declared("HTTP_PROXY")
+
+
 def test_fork_is_independent() -> None:
     scope = Scope(GlobalScope((), build_args={}, predefined={}), {"a": "1"})
     child = scope.fork()

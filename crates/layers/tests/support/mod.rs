@@ -2,6 +2,8 @@
 // Each test program uses a part of it.
 #![allow(dead_code)]
 
+pub mod steps;
+
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -367,7 +369,7 @@ def add(name, kind="file", data=b"", xattrs=None, **fields):
     output.stdout
 }
 
-fn python() -> PathBuf {
+pub fn python() -> PathBuf {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.venv/bin/python");
     if own.exists() {
         own

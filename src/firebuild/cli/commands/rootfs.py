@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from firebuild.cli.output import note
+from firebuild.cli.output import note, print_json
 from firebuild.cli.renderers import open_renderer
 from firebuild.engine.core import Engine
 from firebuild.errors import UsageError
 from firebuild.names import parse_reference
 
+if TYPE_CHECKING:
+    from firebuild.engine.builds import RootfsRequest
+
 
 @click.command()
-@click.argument("context", required=False, type=click.Path(path_type=Path))
+@click.argument("context", required=False)
 @click.option(
-    "--dockerfile", "-f", type=click.Path(path_type=Path), help="The Dockerfile; without it CONTEXT/Dockerfile."
+    "--dockerfile", "--file", "-f", help="A file, a URL, `-`, or a Dockerfile's text; without it CONTEXT's Dockerfile."
 )
+@click.option("--build-context", "build_contexts", multiple=True, help="A named context: NAME=PATH, URL or image.")
 @click.option("--tag", "-t", "tags", multiple=True, help="A name for the result: [org/]name[:version].")
 @click.option(
     "--build-arg", "build_args", multiple=True, help="Build argument K=V; a bare K takes the caller's variable."
@@ -30,9 +35,12 @@ from firebuild.names import parse_reference
 @click.option("--progress", default="auto", show_default=True, help="auto, plain, tty, rawjson or quiet.")
 @click.option("--quiet", "-q", is_flag=True, help="Show nothing but the image's id.")
 @click.option("--iidfile", type=click.Path(path_type=Path), help="Write the image's id to a file.")
+@click.option("--check", is_flag=True, help="Only look for what is wrong with the Dockerfile; exit 1 if something is.")
+@click.option("--format", "format_name", default="text", show_default=True, help="How --check reports: text or json.")
 def rootfs(
-    context: Path | None,
-    dockerfile: Path | None,
+    context: str | None,
+    dockerfile: str | None,
+    build_contexts: tuple[str, ...],
     tags: tuple[str, ...],
     build_args: tuple[str, ...],
     target: str | None,
@@ -42,17 +50,22 @@ def rootfs(
     progress: str,
     quiet: bool,
     iidfile: Path | None,
+    check: bool,
+    format_name: str,
 ) -> None:
     """Build a root file system from a Dockerfile. Its steps run inside a build microVM.
 
-    CONTEXT is the folder that COPY and ADD take from; without it, the Dockerfile's own folder.
+    CONTEXT is what COPY and ADD take from: a folder, an archive, a URL of an archive or of a git repository, or `-` for
+    an archive on standard input; without it, the Dockerfile's own folder.
     """
     from firebuild.cli.options import parse_environment
     from firebuild.engine.builds import RootfsRequest, build_rootfs
 
     if network not in ("default", "none"):
         raise UsageError(f"`{network}` is not a network for RUN steps", hint="choose default or none")
-    if not tags and iidfile is None and not quiet:
+    if format_name not in ("text", "json"):
+        raise UsageError(f"`{format_name}` is not a format of the report", hint="choose text or json")
+    if not tags and iidfile is None and not quiet and not check:
         note("warning: without --tag the result has no name; it can only be found by its id")
     request = RootfsRequest(
         dockerfile=dockerfile,
@@ -63,9 +76,13 @@ def rootfs(
         no_cache=no_cache,
         labels=dict(label.partition("=")[::2] for label in labels),
         network=network,
+        build_contexts=build_contexts,
     )
+    if check:
+        _check(request, format_name)
+        return
     with Engine() as engine, open_renderer("quiet" if quiet else progress, sys.stderr) as sink:
-        result = build_rootfs(engine, request, sink)
+        result = build_rootfs(engine, request, sink, stdin=sys.stdin.buffer)
     if iidfile is not None:
         iidfile.write_text(result.image.id)
     if not quiet:
@@ -75,3 +92,22 @@ def rootfs(
             f"built {names}: {result.steps} steps{cached}; build machine: {'booted' if result.booted else 'not needed'}"
         )
     click.echo(result.image.id)
+
+
+def _check(request: RootfsRequest, format_name: str) -> None:
+    """Report on standard output; fails like a build with the error that a build would have, or with 1 for warnings."""
+    from firebuild.cli.renderers.check import make_check_document, render_check
+    from firebuild.engine.checks import check_rootfs
+
+    with Engine() as engine:
+        report = check_rootfs(engine, request, stdin=sys.stdin.buffer)
+    if format_name == "json":
+        print_json(make_check_document(report))
+    else:
+        for notice in report.notices:
+            note(f"note: {notice}")
+        click.echo(render_check(report), nl=False)
+        if report.error is not None:
+            raise report.error
+    if not report.passed:
+        raise click.exceptions.Exit(1)

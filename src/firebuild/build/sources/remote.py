@@ -1,0 +1,285 @@
+"""Remote sources of ADD: a file from a URL, or a repository; what they hold is known before they are sent."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from firebuild.build.context import BuildContext
+from firebuild.build.digest import compute_digest
+from firebuild.build.sources.address import ANY_RANK, rank_host
+from firebuild.build.sources.archive import convert_archive, is_archive
+from firebuild.build.sources.git import GitFetcher
+from firebuild.build.sources.gitref import GitSource, is_commit, looks_like_git, parse_git
+from firebuild.build.sources.gitrun import GitLimits, SshAccess
+from firebuild.build.sources.scratch import Scratch
+from firebuild.build.sources.spec import HttpSource
+from firebuild.build.sources.url import parse_url
+from firebuild.build.tree import check_kind
+from firebuild.errors import ContextError, DockerfileError, UsageError
+from firebuild.guest.build import CopyItem
+
+if TYPE_CHECKING:
+    from firebuild.build.sources.http import Fetched, FetchLimits
+
+HTTP_MODE = 0o600
+_CHUNK = 256 * 1024
+
+
+@dataclass(frozen=True)
+class RemoteAdd:
+    """A remote source of ADD with the flags that matter to it. `checksum`: sha256 hex of a file, or digits of a commit."""
+
+    source: HttpSource | GitSource
+    checksum: str = ""
+    keep_git_dir: bool = False
+    unpack: bool = False
+
+
+@dataclass(frozen=True)
+class RemoteItem:
+    """One item of a copy. `digest`: of all that decides it; `stream`: the tar entries of the item of that number."""
+
+    item: CopyItem
+    digest: str
+    shown: str
+    stream: ItemStream
+
+
+class ItemStream:
+    """Tar entries of an item, made when they are sent."""
+
+    def chunks(self, number: int) -> Iterator[bytes]:
+        """The entries, named for item `number`, without an end-of-archive mark. Raises ContextError."""
+        raise NotImplementedError
+
+
+def parse_remote(
+    source: str, *, checksum: str = "", keep_git_dir: bool | None = None, unpack: bool | None = None
+) -> RemoteAdd | None:
+    """The remote source that an ADD's source is, or None for a path. Raises DockerfileError."""
+    try:
+        if looks_like_git(source):
+            git = parse_git(source)
+            if git.dockerfile:
+                raise UsageError(f"`{git.shown}` names a Dockerfile", hint="ADD takes `#ref:folder`")
+            if keep_git_dir is not None and git.keep_git_dir not in (None, keep_git_dir):
+                raise UsageError("--keep-git-dir and the source's own keep-git-dir differ")
+            pinned = _git_checksum(git, checksum)
+            if unpack:
+                raise UsageError("--unpack is for archives, not for repositories")
+            return RemoteAdd(pinned, keep_git_dir=bool(git.keep_git_dir if keep_git_dir is None else keep_git_dir))
+        if source.lower().startswith(("http://", "https://")):
+            if keep_git_dir is not None:
+                raise UsageError("--keep-git-dir needs a git source")
+            return RemoteAdd(
+                HttpSource(parse_url(source, ("http", "https"))),
+                checksum=_http_checksum(checksum),
+                unpack=bool(unpack),
+            )
+    except UsageError as error:
+        raise DockerfileError(error.message, hint=error.hint) from error
+    return None
+
+
+def _http_checksum(text: str) -> str:
+    if not text:
+        return ""
+    algorithm, _, value = text.partition(":")
+    if algorithm != "sha256" or len(value) != 64 or value.strip("0123456789abcdef"):
+        raise UsageError(f"`{text[:100]}` is not a checksum of a file", hint="write `--checksum=sha256:` and 64 digits")
+    return value
+
+
+def _git_checksum(git: GitSource, checksum: str) -> GitSource:
+    if not checksum:
+        return git
+    if checksum.strip("0123456789abcdef") or not 7 <= len(checksum) <= 64:
+        raise UsageError(f"`{checksum[:100]}` is not a commit's checksum", hint="7 to 64 hex digits")
+    if git.checksum and git.checksum != checksum:
+        raise UsageError("--checksum and the source's own checksum differ")
+    if is_commit(git.ref) and not git.ref.startswith(checksum):
+        raise UsageError("--checksum and the source's commit differ")
+    ref = git.ref or (checksum if is_commit(checksum) else "")
+    return GitSource(
+        git.url, git.scp, ref, git.subdir, git.dockerfile, checksum, git.keep_git_dir, git.submodules
+    )  # fmt: skip
+
+
+class RemoteSources:
+    """Fetches for one build. A context manager; thread-safe. `rank`: how close an address may be that the Dockerfile
+    names (http.rank_address): a stranger's Dockerfile must not reach what only this host can."""
+
+    def __init__(
+        self,
+        scratch: Scratch,
+        ssh: SshAccess | None = None,
+        *,
+        rank: int = ANY_RANK,
+        http_limits: FetchLimits | None = None,
+        git_limits: GitLimits | None = None,
+    ) -> None:
+        self.canceled = threading.Event()
+        self._scratch = scratch
+        self._git = GitFetcher(scratch, ssh or SshAccess(), git_limits or GitLimits(), self.canceled)
+        self._rank = rank
+        self._http_limits = http_limits
+        self._resources = ExitStack()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> RemoteSources:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._resources.__exit__(kind, error, trace)
+
+    def cancel(self) -> None:
+        """Let every fetch in another thread fail soon."""
+        self.canceled.set()
+
+    def select(self, add: RemoteAdd) -> RemoteItem:
+        """What a source holds. A file without a checksum is fetched now, a repository asked for its commit; what the
+        Dockerfile pins waits until it is needed. Raises ContextError, DeadlineError."""
+        if isinstance(add.source, GitSource):
+            return self._select_git(add, add.source)
+        url = add.source.url
+        if add.checksum and not add.unpack:
+            digest = compute_digest("add-http-1", {"name": url.name, "content": add.checksum})
+            return RemoteItem(CopyItem(url.name, "file"), digest, url.shown, _LazyFile(self, add))
+        fetched = self.fetch_file(add)
+        if add.unpack and is_archive(read_file(fetched)):
+            digest = compute_digest("add-archive-1", {"content": fetched.sha256})
+            return RemoteItem(CopyItem("", "archive"), digest, url.shown, _FetchedArchive(fetched, f"`{url.shown}`"))
+        digest = compute_digest("add-http-1", {"name": url.name, "content": fetched.sha256})
+        return RemoteItem(CopyItem(url.name, "file"), digest, url.shown, _FetchedFile(fetched))
+
+    def fetch_file(self, add: RemoteAdd) -> Fetched:
+        """Fetch a URL and check its checksum."""
+        from firebuild.build.sources.http import fetch
+
+        assert isinstance(add.source, HttpSource), "only files are fetched"
+        url = add.source.url
+        fetched = fetch(url, self._scratch, self._http_limits, rank=self._rank, canceled=self.canceled)
+        with self._lock:
+            self._resources.callback(fetched.file.close)
+        if add.checksum and fetched.sha256 != add.checksum:
+            raise ContextError(
+                f"`{url.shown}` is not what --checksum says: expected sha256:{add.checksum}, got sha256:{fetched.sha256}"
+            )
+        return fetched
+
+    def _select_git(self, add: RemoteAdd, source: GitSource) -> RemoteItem:
+        self.check_rank(source)
+        commit = self._git.resolve(source)
+        keep = add.keep_git_dir and not source.subdir
+        fields = {
+            "commit": commit,
+            "folder": source.subdir,
+            "submodules": str(source.submodules is not False),
+            "git": f"{source.remote} {source.ref}" if keep else "",
+        }
+        pinned = GitSource(
+            source.url, source.scp, source.ref if keep else commit, source.subdir, "", source.checksum, None,
+            source.submodules,
+        )  # fmt: skip
+        digest = compute_digest("add-git-1", fields)
+        return RemoteItem(CopyItem("", "directory"), digest, source.shown, _LazyRepository(self, pinned, keep))
+
+    def open_repository(self, source: GitSource, *, keep_git_dir: bool = False) -> BuildContext:
+        """A commit's files as a tree, until this object is left."""
+        self.check_rank(source)
+        checkout = self._git.checkout(source, keep_git_dir=keep_git_dir)
+        tree = BuildContext(checkout.folder, mtime_s=checkout.time_s)
+        tree.place = source.shown
+        with self._lock:
+            return self._resources.enter_context(tree)
+
+    def check_rank(self, source: GitSource) -> None:
+        """Raises ContextError for a repository that is closer to this host than the Dockerfile may reach."""
+        if self._rank >= ANY_RANK:
+            return
+        try:
+            found = rank_host(source.url)
+        except OSError:
+            return  # behind a proxy that alone knows the name; git says what is wrong otherwise
+        if found > self._rank:
+            raise ContextError(
+                f"the repository `{source.shown}` is at a private address, and the Dockerfile came from elsewhere: "
+                "that is refused"
+            )
+
+
+def read_file(fetched: Fetched) -> Iterator[bytes]:
+    """A fetched file's bytes, from its beginning."""
+    position = 0
+    while chunk := os.pread(fetched.file.fileno(), _CHUNK, position):
+        position += len(chunk)
+        yield chunk
+
+
+class _FetchedFile(ItemStream):
+    def __init__(self, fetched: Fetched) -> None:
+        self._fetched = fetched
+
+    def chunks(self, number: int) -> Iterator[bytes]:
+        info = tarfile.TarInfo(str(number))
+        info.mode, info.mtime, info.size = HTTP_MODE, self._fetched.mtime_s or 0, self._fetched.size
+        yield info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+        total = hashlib.sha256()
+        for chunk in read_file(self._fetched):
+            total.update(chunk)
+            yield chunk
+        if total.hexdigest() != self._fetched.sha256:
+            raise ContextError(f"`{self._fetched.url.shown}` changed on its way")
+        yield bytes(-info.size % tarfile.BLOCKSIZE)
+
+
+class _LazyFile(ItemStream):
+    def __init__(self, sources: RemoteSources, add: RemoteAdd) -> None:
+        self._sources = sources
+        self._add = add
+
+    def chunks(self, number: int) -> Iterator[bytes]:
+        yield from _FetchedFile(self._sources.fetch_file(self._add)).chunks(number)
+
+
+class _FetchedArchive(ItemStream):
+    def __init__(self, fetched: Fetched, subject: str) -> None:
+        self._fetched = fetched
+        self._subject = subject
+
+    def chunks(self, number: int) -> Iterator[bytes]:
+        yield from convert_archive(read_file(self._fetched), number, self._subject)
+
+
+class _LazyRepository(ItemStream):
+    def __init__(self, sources: RemoteSources, source: GitSource, keep_git_dir: bool) -> None:
+        self._sources = sources
+        self._source = source
+        self._keep = keep_git_dir
+
+    def chunks(self, number: int) -> Iterator[bytes]:
+        tree = self._sources.open_repository(self._source, keep_git_dir=self._keep)
+        for entry in tree.walk(tree.root_entry()):
+            check_kind(entry)
+            info = tarfile.TarInfo(f"{number}/{entry.path}" if entry.path else str(number))
+            info.mode, info.mtime = entry.mode, entry.mtime_s
+            if entry.kind == "directory":
+                info.type = tarfile.DIRTYPE
+            elif entry.kind == "symlink":
+                info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.target, 0o777
+            else:
+                info.size = entry.size
+            yield info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+            if entry.kind == "file":
+                yield from tree.read_chunks(entry)
+                yield bytes(-entry.size % tarfile.BLOCKSIZE)
