@@ -8,7 +8,7 @@ import socket
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -286,7 +286,12 @@ def test_a_bomb(bench: Bench, kind: str, monkeypatch: pytest.MonkeyPatch) -> Non
         import gzip
         import lzma
 
-        data = {"gzip": gzip.compress, "xz": lzma.compress, "bzip2": bz2.compress}[kind](plain)
+        packers: dict[str, Callable[[bytes], bytes]] = {
+            "gzip": gzip.compress,
+            "xz": lzma.compress,
+            "bzip2": bz2.compress,
+        }
+        data = packers[kind](plain)
     error = bench.fail(None, "-", stdin=data)
     assert "expands" in error.message
 

@@ -38,7 +38,9 @@ def test_a_blank_disk_is_clean_sparse_and_reproducible(tmp_path: Path, journal: 
     assert ("has_journal" in shown) is journal
     assert "Filesystem volume name:   upper" in shown
     # The kernel has nothing left to zero in the background, so the file stays sparse while it is mounted.
-    assert "ITABLE_ZEROED" in shown and shown.count("ITABLE_ZEROED") == len(re.findall(r"^Group \d+:", shown, re.MULTILINE))
+    assert "ITABLE_ZEROED" in shown and shown.count("ITABLE_ZEROED") == len(
+        re.findall(r"^Group \d+:", shown, re.MULTILINE)
+    )
 
 
 def test_labels_make_different_file_systems(tmp_path: Path) -> None:

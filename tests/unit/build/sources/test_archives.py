@@ -36,7 +36,10 @@ def info(name: str, kind: bytes = tarfile.REGTYPE, **values: object) -> tarfile.
     return made
 
 
-def pack(*members: tarfile.TarInfo | tuple[tarfile.TarInfo, bytes], format_: int = tarfile.PAX_FORMAT) -> bytes:
+Member = tarfile.TarInfo | tuple[tarfile.TarInfo, bytes]
+
+
+def pack(*members: Member, format_: int = tarfile.PAX_FORMAT) -> bytes:
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w", format=format_) as archive:
         for member in members:
@@ -57,7 +60,7 @@ def convert(data: bytes, number: int = 3) -> dict[str, tarfile.TarInfo]:
         return {member.name: member for member in archive}
 
 
-RICH = [
+RICH: list[Member] = [
     info("./", tarfile.DIRTYPE, mode=0o700), info("./d", tarfile.DIRTYPE, mode=0o1777, uid=5, gid=6, mtime=1500000000),
     (info("d/f", mode=0o4755, uid=3_000_000_000, mtime=-5, pax_headers={"SCHILY.xattr.user.k": "v\udcff"}), b"data" * 300),
     info("d/h", tarfile.LNKTYPE, linkname="./d/f"), info("/abs/s", tarfile.SYMTYPE, linkname="../../../etc"),
@@ -86,7 +89,7 @@ def test_what_add_unpacks_keeps_everything_but_its_way_out(packer: str) -> None:
 @pytest.mark.parametrize("format_", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_formats(format_: int) -> None:
     long = "d" * 90 + "/" + "f" * 90
-    members = [(info(long, uid=1), b"1"), info("l", tarfile.SYMTYPE, linkname="t" * 90)]
+    members: list[Member] = [(info(long, uid=1), b"1"), info("l", tarfile.SYMTYPE, linkname="t" * 90)]
     found = read(pack(*members, format_=format_))
     assert [(entry.path, content) for entry, content in found] == [(long, b"1"), ("l", b"")]
     assert found[1][0].target == "t" * 90
@@ -175,7 +178,7 @@ def as_file(data: bytes) -> io.BufferedRandom:
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the tree closes it
     file.write(data)
     file.seek(0)
-    return file  # type: ignore[return-value]
+    return file
 
 
 def shown(tree: TarTree) -> dict[str, str]:

@@ -234,7 +234,7 @@ def test_sources_of_add() -> None:
         {"source": "https://h/x.git?keep-git-dir=0", "keep_git_dir": True}, {"source": "https://u:p@-h/x"},
     ):  # fmt: skip
         with pytest.raises(DockerfileError):
-            parse_remote(**arguments)  # type: ignore[arg-type]
+            parse_remote(**arguments)
 
 
 def test_what_looks_like_git() -> None:
