@@ -9,6 +9,7 @@
 ├── kernels/<name>/             vmlinux, modules.tar, kernel.json
 ├── initramfs/                  derived initramfs files, by key
 ├── cache/                      build cache records
+├── caches/<key>/               disks of cache mounts: disk.ext4, cache.json
 ├── scratch/                    what running builds fetch: a folder and its lock for each
 ├── rootfs/<org>/<name>/<version>/  the seed's view: rootfs, metadata.json
 ├── cni/                        cached CNI results
@@ -34,10 +35,10 @@ DEFAULT_RUN = "/run/firebuild"
 class MachineLayout:
     """The paths of one machine: `state` survives until `rm`, `run` only while it runs."""
 
-    def __init__(self, state: Path, run: Path) -> None:
+    def __init__(self, state: Path, run: Path, lock: Path) -> None:
         self.state = state
         self.run = run
-        self.lock = state / "lock"
+        self.lock = lock
         self.upper_disk = state / "upper.ext4"
         self.work_disk = state / "work.ext4"
         self.result_disk = state / "result.ext4"
@@ -75,11 +76,14 @@ class Layout:
         self.run = run
         self.database = state / "firebuild.db"
         self.locks = state / "locks"
+        self.store_lock = self.locks / "store"
+        self.machine_locks = self.locks / "machines"
         self.store = state / "store"
         self.disks = state / "disks"
         self.kernels = state / "kernels"
         self.initramfs = state / "initramfs"
         self.cache = state / "cache"
+        self.caches = state / "caches"
         self.scratch = state / "scratch"
         self.rootfs = rootfs_root or state / "rootfs"
         self.cni = state / "cni"
@@ -88,14 +92,16 @@ class Layout:
 
     def machine(self, machine_id: MachineId) -> MachineLayout:
         """The paths of one machine."""
-        return MachineLayout(self.machines / machine_id, self.machines_run / machine_id)
+        return MachineLayout(
+            self.machines / machine_id, self.machines_run / machine_id, self.machine_locks / machine_id
+        )
 
     def ensure(self) -> None:
         """Make the folders, private to root. Raises HostError where the file system refuses."""
         try:
             for folder in (self.state, self.run, self.locks, self.disks, self.kernels, self.initramfs, self.cache):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for folder in (self.cni, self.machines, self.machines_run):
+            for folder in (self.cni, self.caches, self.machines, self.machines_run, self.machine_locks):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # The unprivileged VMM must pass through to its own files; it cannot list them.
             for folder in (
@@ -104,6 +110,7 @@ class Layout:
                 self.machines,
                 self.machines_run,
                 self.disks,
+                self.caches,
                 self.kernels,
                 self.initramfs,
             ):

@@ -101,12 +101,11 @@ def test_logs_stay_until_the_machine_is_removed(fake: Fake) -> None:
     [
         (Script(die_at_start=True), ["the VMM of m ended before its API was there", "told to die"]),
         (Script(refuse={"PUT /boot-source": "no such kernel"}), ["the VMM refused PUT /boot-source: no such kernel"]),
-        (Script(failed="/bin/app: not found"), ["could not start: /bin/app: not found", "fake kernel: booting"]),
         (Script(ready=False), ["was not ready within 4 s", "fake step", "fake kernel: booting"]),
         (Script(push="ffffffff"), ["not ready within 4 s"]),
         (Script(no_socket=True), ["took longer than 4 s"]),
     ],
-    ids=["dies", "refuses", "fails", "never-ready", "breaks-the-protocol", "no-api"],
+    ids=["dies", "refuses", "never-ready", "breaks-the-protocol", "no-api"],
 )
 def test_a_start_that_fails_says_why_and_leaves_nothing(fake: Fake, script: Script, words: list[str]) -> None:
     result = fake.run("-d", "--name", "m", "--boot-timeout", "4", script=script)
@@ -115,6 +114,30 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(fake: Fake, script: Scri
         assert word in result.stderr, result.describe()
     assert fake.cli.ok("ls", "-a", "-q") == ""
     assert not list((fake.cli.state / "machines").iterdir())
+
+
+def test_a_program_that_does_not_exist_is_127_without_the_logs(fake: Fake) -> None:
+    result = fake.run("-d", "--name", "m", script=Script(failed="/bin/app: not found"))
+    assert result.status == 127, result.describe()
+    assert "could not start: /bin/app: not found" in result.stderr
+    assert "fake kernel" not in result.stderr
+    assert fake.cli.ok("ls", "-a", "-q") == ""
+
+
+def test_the_foreground_ends_with_its_reader_or_its_terminal(fake: Fake) -> None:
+    environment = {**fake.cli.environment(), **fake.environment(Script(output="x" * 100 + "\n"))}
+    argv = [*fake.cli._argv(["run", "--rm", "--name", "fg", "--from", IMAGE, "--network", "none"])]
+    for number in (signal.SIGHUP, signal.SIGINT):
+        process = subprocess.Popen(
+            argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        )  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.read(100)
+        process.send_signal(number)
+        process.communicate(timeout=120)
+        assert process.returncode == 143
+        assert fake.cli.ok("ls", "-a", "-q") == ""
 
 
 def test_a_guest_that_ignores_stop_is_killed(fake: Fake) -> None:

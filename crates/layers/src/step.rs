@@ -289,6 +289,17 @@ fn find_program(spec: &Spec) -> io::Result<String> {
     })
 }
 
+/// The program's user may open `/dev/stdout`: a pipe behind it must be that user's. Devices stay whose they are.
+fn give_pipes_away(uid: u32) -> io::Result<()> {
+    for stream in [io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()] {
+        let mode = rustix::fs::fstat(stream)?.st_mode;
+        if rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::Fifo {
+            rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(uid)), None)?;
+        }
+    }
+    Ok(())
+}
+
 /// Ok: exec itself failed; Err: something before it did.
 fn become_program(spec: &Spec) -> Result<io::Error, io::Error> {
     sys::new_session(spec.terminal)?;
@@ -296,6 +307,7 @@ fn become_program(spec: &Spec) -> Result<io::Error, io::Error> {
     let found_program = find_program(spec)?;
     sys::set_nofile_limit(OPEN_FILES);
     sys::drop_bounding(CAPABILITIES)?;
+    give_pipes_away(spec.uid)?;
     sys::set_identity(spec.uid, spec.gid, &spec.groups)?;
     // Leaving uid 0 has cleared all of another user's.
     sys::set_capabilities(if spec.uid == 0 { CAPABILITIES } else { 0 })?;

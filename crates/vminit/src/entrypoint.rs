@@ -23,7 +23,8 @@ pub fn start(guest: &Arc<Guest>, profile: &Profile) -> Result<u32, TaskError> {
     let launch = Launch { argv: &argv, tty, make_workdir: true, ..Launch::default() };
     let (mut command, mut setup) = prepare(profile, &launch)?;
     let owner = setup.identity.as_ref().map(|(uid, _, _)| *uid);
-    let ends = if tty { give_terminal(&mut command, ROWS, COLS, owner)? } else { give_pipes(&mut command, false)? };
+    let ends =
+        if tty { give_terminal(&mut command, ROWS, COLS, owner)? } else { give_pipes(&mut command, false, owner)? };
     setup.new_session = true;
     setup.controlling_terminal = tty;
     let started = guest.reaper.start_child(&mut command, setup).map_err(|error| start_error(&command, &error))?;

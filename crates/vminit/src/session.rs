@@ -38,7 +38,7 @@ pub fn run(
     let owner = setup.identity.as_ref().map(|(uid, _, _)| *uid);
     let ends = match options.terminal {
         Some((rows, cols)) => give_terminal(&mut command, rows, cols, owner)?,
-        None => give_pipes(&mut command, options.stdin)?,
+        None => give_pipes(&mut command, options.stdin, owner)?,
     };
     setup.new_session = true;
     setup.controlling_terminal = options.terminal.is_some();
@@ -91,9 +91,17 @@ pub fn give_terminal(command: &mut Command, rows: u16, cols: u16, owner: Option<
     Ok(Ends { input: Some(again(&master)?), outputs: Outputs::new(true, master, None) })
 }
 
-/// A pipe for each standard stream; without input `/dev/null`.
-pub fn give_pipes(command: &mut Command, with_input: bool) -> Result<Ends, TaskError> {
-    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).doing("open a pipe");
+/// A pipe for each standard stream, owned by that user, who may then open `/dev/stdout`; without input `/dev/null`.
+pub fn give_pipes(command: &mut Command, with_input: bool, owner: Option<u32>) -> Result<Ends, TaskError> {
+    let pipe = || {
+        let ends = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).doing("open a pipe")?;
+        if let Some(uid) = owner {
+            // Both ends are one inode.
+            let uid = rustix::fs::Uid::from_raw(uid);
+            rustix::fs::fchown(&ends.0, Some(uid), None).doing("give a pipe to its user")?;
+        }
+        Ok::<_, TaskError>(ends)
+    };
     let ours = |fd: OwnedFd| rustix::io::ioctl_fionbio(&fd, true).doing("set up a pipe").map(|()| fd);
     let input = if with_input {
         let (theirs, writer) = pipe()?;

@@ -17,6 +17,7 @@ from firebuild.build.services import BuildRequest, BuildResult, BuildServices
 from firebuild.build.session import BuildSession
 from firebuild.build.sources.remote import RemoteSources
 from firebuild.build.sources.scratch import Scratch
+from firebuild.build.stepmounts import MountSelections, select_mounts
 from firebuild.build.steps import Plan
 from firebuild.dockerfile.ignore import IgnoreRules
 from firebuild.dockerfile.stages import Dockerfile, parse_dockerfile
@@ -48,8 +49,9 @@ def build_image(request: BuildRequest, services: BuildServices, reporter: Report
             reporter.warn(str(found))
         remote = request.remote or _make_remote(services, resources)
         selections = select_all(plan, dockerfile, trees, remote, reporter)
+        mounts = select_mounts(plan, dockerfile, trees, reporter)
         cache = StepCache(services.database, services.blobs, use_cache=not request.no_cache, clock=services.clock)
-        return _execute(request, services, dockerfile, plan, trees, remote, selections, cache, reporter)
+        return _execute(request, services, dockerfile, plan, trees, remote, selections, mounts, cache, reporter)
 
 
 def _make_remote(services: BuildServices, resources: ExitStack) -> RemoteSources:
@@ -78,12 +80,15 @@ def plan_request(request: BuildRequest, dockerfile: Dockerfile, services: BuildS
 
 def _execute(
     request: BuildRequest, services: BuildServices, dockerfile: Dockerfile, plan: Plan, trees: ContextTrees,
-    remote: RemoteSources, selections: dict[str, Selection], cache: StepCache, reporter: Reporter,
+    remote: RemoteSources, selections: dict[str, Selection], mounts: MountSelections, cache: StepCache,
+    reporter: Reporter,
 ) -> BuildResult:  # fmt: skip
     disk: Disk | None = None
     session = BuildSession(services, plan, reporter, make_disk=request.make_disk)
-    runner = StepRunner(dockerfile, session, services.blobs, trees, services.clock)
-    execution = Execution(plan, cache, session, runner, reporter, selections, platform=str(request.platform))
+    runner = StepRunner(
+        dockerfile, session, services.blobs, trees, services.clock, request.lent, mounts, epoch_s=plan.epoch_s
+    )
+    execution = Execution(plan, cache, session, runner, reporter, selections, mounts, platform=str(request.platform))
     # Left in this order: the machine is killed first, so that no thread waits for it.
     with execution, session:
         try:

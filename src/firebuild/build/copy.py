@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from firebuild.build.digest import FieldHash
+from firebuild.build.filters import Filter, parse_parents_source
 from firebuild.build.glob import has_wildcard, match_component, unescape
 from firebuild.build.sources.archive import convert_archive, is_archive
 from firebuild.build.sources.remote import ItemStream, RemoteItem
 from firebuild.build.tree import ContextTree, Entry, check_kind
+from firebuild.dockerfile.ignore import IgnoreRules
 from firebuild.errors import ContextError
 from firebuild.events.text import neutralise
 from firebuild.guest.build import CopyItem
@@ -61,11 +63,15 @@ def select_sources(
     *,
     unpack: bool = False,
     remotes: Sequence[RemoteItem | None] = (),
+    exclude: IgnoreRules | None = None,
+    parents: bool = False,
 ) -> Selection:
     """Find the sources in the context and hash them. Raises ContextError naming the source.
 
-    `unpack`: archives among them are to be unpacked; `remotes`: for each source what it was fetched as, None for a path.
+    `unpack`: archives among them are to be unpacked; `remotes`: for each source what it was fetched as, None for a path;
+    `exclude`, `parents`: as the flags.
     """
+    rules = exclude if exclude is not None else IgnoreRules(())
     items: list[CopyItem] = []
     entries: list[SelectedEntry] = []
     unmatched: list[str] = []
@@ -85,11 +91,15 @@ def select_sources(
                 f"the source `{neutralise(source)}` cannot be copied: this build has no context",
                 hint="give the folder that holds it",
             )
-        found = find_sources(context, source)
+        part = parse_parents_source(source) if parents else None
+        found = find_sources(context, part.base if part else source)
         if not found:
             unmatched.append(source)
+        chosen = Filter(part.include if part else None, rules) if part or rules.patterns else None
         for name, top in found:
             number = len(items)
+            if chosen is not None and top.kind != "directory" and not chosen.takes_file(name):
+                continue
             if unpack and top.kind == "file" and is_archive(context.read_chunks(top)):
                 digest = context.compute_content_digest(top)
                 streams[number] = _ArchiveStream(context, top)
@@ -99,11 +109,14 @@ def select_sources(
                 continue
             items.append(CopyItem("", "directory") if top.kind == "directory" else CopyItem(name, "file"))
             total.add("item", [items[-1].name, items[-1].kind])
-            for selected in _select_tree(context, number, top):
+            before = len(entries)
+            for selected in _select_tree(context, number, top, chosen):
                 entries.append(selected)
                 total.add("entry", [selected.name, selected.digest])
                 if selected.entry.kind != "directory":
                     files[selected.entry.path] = selected.digest[:16]
+            if part is not None and part.required and len(entries) == before:
+                raise _missing(context, source, posixpath.join(top.path, part.include))
     for document in inline:
         items.append(CopyItem(document.name, "file"))
         total.add("inline", [document.name.encode().hex(), document.data.hex()])
@@ -187,10 +200,13 @@ def _missing(context: ContextTree, source: str, path: str) -> ContextError:
     return ContextError(f"the source `{shown}` is not in the build context", hint=hint)
 
 
-def _select_tree(context: ContextTree, number: int, top: Entry) -> Iterator[SelectedEntry]:
-    for entry in context.walk(top):
+def _select_tree(context: ContextTree, number: int, top: Entry, chosen: Filter | None) -> Iterator[SelectedEntry]:
+    if chosen is not None and top.kind == "directory":
+        pairs = chosen.walk(context, top)
+    else:
+        pairs = ((entry.path[len(top.path) :].strip("/"), entry) for entry in context.walk(top))
+    for relative, entry in pairs:
         check_kind(entry)
-        relative = entry.path[len(top.path) :].strip("/") if top.path else entry.path
         name = f"{number}/{relative}" if relative else str(number)
         fields = FieldHash("entry-1")
         fields.add("kind", entry.kind)

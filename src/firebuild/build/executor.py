@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 import msgspec
@@ -16,9 +16,21 @@ import msgspec
 from firebuild.build.cache import StepCache
 from firebuild.build.copy import Selection
 from firebuild.build.explain import compute_key, explain_step
+from firebuild.build.mounts import list_origins
 from firebuild.build.runner import StepRunner
 from firebuild.build.session import BuildSession
-from firebuild.build.steps import CopyAction, ImageSource, Plan, PlannedStage, PlannedStep, ResultLayer, StageSource
+from firebuild.build.stepmounts import MountSelections, digest_mounts
+from firebuild.build.steps import (
+    CopyAction,
+    ImageSource,
+    Origin,
+    Plan,
+    PlannedStage,
+    PlannedStep,
+    ResultLayer,
+    RunAction,
+    StageSource,
+)
 from firebuild.errors import FirebuildError, InternalError
 from firebuild.events.progress import Canceled, Reporter
 from firebuild.names import Digest
@@ -54,7 +66,7 @@ class Execution:
 
     def __init__(
         self, plan: Plan, cache: StepCache, session: BuildSession, runner: StepRunner, reporter: Reporter,
-        selections: Mapping[str, Selection], *, platform: str,
+        selections: Mapping[str, Selection], mounts: MountSelections, *, platform: str,
     ) -> None:  # fmt: skip
         self._plan = plan
         self._cache = cache
@@ -62,6 +74,7 @@ class Execution:
         self._runner = runner
         self._reporter = reporter
         self._selections = selections
+        self._mounts = mounts
         self._platform = platform
         self._slots = {stage.index: _Slot() for stage in plan.stages}
         self._inbox: queue.SimpleQueue[PlannedStage | BaseException | None] = queue.SimpleQueue()
@@ -164,14 +177,17 @@ class Execution:
     def _run_step(self, step: PlannedStep, below: list[ResultLayer], *, on_base: bool) -> tuple[ResultLayer, int]:
         selection = self._selections.get(step.id)
         source = self._find_source(step)
+        mounted = self._find_mounted(step)
+        linked = isinstance(step.action, CopyAction) and step.action.link
         explanation = explain_step(
             step,
-            below=compute_chain_id([layer.diff_id for layer in below]),
+            below="" if linked else _chain_id(below),
             on_base=on_base,
             platform=self._platform,
             sources=selection.digest if selection else "",
-            files=selection.files if selection else None,
-            origin_chain="" if source is None else compute_chain_id([layer.diff_id for layer in source]),
+            files=self._list_files(step),
+            origin_chain="" if source is None else _chain_id(source),
+            mounts=digest_mounts(step, mounted, self._mounts, _chain_id),
         )
         key = compute_key(step, explanation)
         with self._cache.hold_key(key), self._turns:
@@ -181,13 +197,15 @@ class Execution:
             self._count_step(cached=record is not None)
             with self._reporter.step(step.title) as report:
                 if record is not None:
+                    self._session.note_done(step.id)
                     report.cached()
                     return record.layer, record.created_at_ns
                 reason = self._cache.explain(key, explanation)
                 if reason:
                     report.note(f"rebuilt: {reason}")
                 try:
-                    layer = self._runner.run(step, report, below, selection=selection, source=source)
+                    self._runner.check_lent(self._plan, step)
+                    layer = self._runner.run(step, report, below, selection=selection, source=source, mounted=mounted)
                 except FirebuildError as error:
                     if self._stopping.is_set():
                         # The machine was killed under it: that is no fault of the step.
@@ -202,12 +220,32 @@ class Execution:
             self.cached += cached
 
     def _find_source(self, step: PlannedStep) -> list[ResultLayer] | None:
-        if not isinstance(step.action, CopyAction):
-            return None
-        origin = step.action.origin
+        return self._find_layers(step.action.origin) if isinstance(step.action, CopyAction) else None
+
+    def _find_mounted(self, step: PlannedStep) -> dict[int, list[ResultLayer]]:
+        """The stacks that a step's mounts read, by their numbers."""
+        found: dict[int, list[ResultLayer]] = {}
+        if isinstance(step.action, RunAction):
+            for number, origin, _ in list_origins(step.action):
+                layers = self._find_layers(origin)
+                if layers is not None:
+                    found[number] = layers
+        return found
+
+    def _find_layers(self, origin: Origin | None) -> list[ResultLayer] | None:
         if isinstance(origin, StageSource):
             return list(self._wait_for(origin.index).layers)
         return list_layers(origin.image) if isinstance(origin, ImageSource) else None
+
+    def _list_files(self, step: PlannedStep) -> dict[str, str]:
+        """All files that the step takes from contexts, with their short digests."""
+        found = [self._selections[step.id]] if step.id in self._selections else []
+        found += [selection for (owner, _), selection in self._mounts.items() if owner == step.id]
+        return {path: digest for selection in found for path, digest in selection.files.items()}
+
+
+def _chain_id(layers: Sequence[ResultLayer]) -> str:
+    return compute_chain_id([layer.diff_id for layer in layers])
 
 
 def list_layers(image: Image) -> list[ResultLayer]:

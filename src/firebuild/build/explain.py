@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from firebuild.build.digest import FieldValue, compute_digest, short_digest
+from firebuild.build.mounts import describe_mounts
 from firebuild.build.sources.url import redact_urls
 from firebuild.build.steps import (
     ContextSource,
@@ -28,7 +29,7 @@ class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
     `position`: the step's place in its Dockerfile; `text`: the instruction as written; `below`: the chain id under it;
     `on_base`: nothing but the base image is under it; `command`: digest of the expanded instruction; `settings`, `args`,
     `env`, `files`: name to short digest; `sources`: digest of all copied content; `origin`: the stage or image copied
-    from, with `origin_chain` as its content.
+    from, with `origin_chain` as its content; `mounts`: number and target to the digest of what a mount reads.
     """
 
     position: str
@@ -44,6 +45,7 @@ class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
     sources: str = ""
     origin: str = ""
     origin_chain: str = ""
+    mounts: dict[str, str] = {}
 
 
 def explain_step(
@@ -55,19 +57,27 @@ def explain_step(
     sources: str = "",
     files: Mapping[str, str] | None = None,
     origin_chain: str = "",
+    mounts: Mapping[str, str] | None = None,
 ) -> Explanation:
-    """The explanation of a step. `sources`, `files`: of its selection; `origin_chain`: of the stage or image copied from."""
+    """The explanation of a step. `sources`: of its selection; `files`: of that and of its mounts; `origin_chain`: of the
+    stage or image copied from; `mounts`: of what its mounts read."""
     action = step.action
     settings: dict[str, str] = {}
     env: dict[str, str] = {}
     origin = ""
     if isinstance(action, RunAction):
         command: FieldValue = action.argv
+        if action.script is not None:
+            command = [*action.argv, action.script.data.hex()]
         settings = {"user": action.user, "workdir": action.workdir, "network": action.network}
+        if action.mounts:
+            settings["mounts"] = "\0".join(describe_mounts(action))
         env = {name: short_digest(value) for name, _, value in (pair.partition("=") for pair in action.env)}
     elif isinstance(action, CopyAction):
         command = [*map(redact_urls, action.sources), *(each.name for each in action.inline), action.dest]
         settings = {"owner": action.chown, "mode": action.chmod}
+        if action.exclude or action.parents or action.link:
+            settings["flags"] = "\0".join(_copy_flags(action))
         if isinstance(action.origin, ContextSource):
             origin = f"context {action.origin.name}"
         elif action.origin is not None:
@@ -93,6 +103,7 @@ def explain_step(
         sources=sources,
         origin=origin,
         origin_chain=origin_chain,
+        mounts=dict(mounts or {}),
     )
 
 
@@ -108,15 +119,28 @@ def compute_key(step: PlannedStep, explanation: Explanation) -> str:
     if isinstance(action, RunAction):
         fields |= {"argv": action.argv, "env": action.env, "user": action.user, "workdir": action.workdir}
         fields |= {"network": action.network, "kind": "run"}
+        # The contents of caches and secrets are no part of it, as in BuildKit.
+        if action.mounts:
+            fields |= {"mounts": describe_mounts(action)}
+            fields |= {"mounted": [part for pair in explanation.mounts.items() for part in pair]}
+        if action.script is not None:
+            fields |= {"script": action.script.data}
     elif isinstance(action, CopyAction):
         # Which host paths the sources are named by is no part of it: names and contents are in `sources`.
         fields |= {"dest": action.dest, "chown": action.chown, "chmod": action.chmod, "kind": "copy"}
         fields |= {"unpack": str(action.unpack)}
         if isinstance(action.origin, StageSource | ImageSource):
             fields |= {"paths": action.sources}
+        if action.exclude or action.parents or action.link:
+            fields |= {"flags": _copy_flags(action)}
     else:
         fields |= {"path": action.path, "user": action.user, "kind": "workdir"}
     return compute_digest(KEY_VERSION, fields)
+
+
+def _copy_flags(action: CopyAction) -> list[str]:
+    flags = [name for name, given in (("link", action.link), ("parents", action.parents)) if given]
+    return [*flags, *(f"exclude {pattern}" for pattern in action.exclude)]
 
 
 def explain_miss(old: Explanation | None, new: Explanation) -> str | None:
@@ -132,6 +156,10 @@ def explain_miss(old: Explanation | None, new: Explanation) -> str | None:
     if old.sources != new.sources:
         files = _differences("file", old.files, new.files) if old.files and new.files else []
         reasons += files or ["the copied files changed"]
+    if old.mounts != new.mounts:
+        files = _differences("file", old.files, new.files) if old.files and new.files else []
+        changed = sorted({name.partition(" ")[2] for name, _ in old.mounts.items() ^ new.mounts.items()})
+        reasons += files or [f"what is mounted at {target} changed" for target in changed]
     if old.origin_chain != new.origin_chain:
         reasons.append(f"{new.origin} changed" if old.origin == new.origin else "it copies from elsewhere")
     if old.platform != new.platform:

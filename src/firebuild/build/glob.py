@@ -23,6 +23,11 @@ def unescape(component: str) -> str:
     return re.sub(r"\\(.)", r"\1", component, flags=re.DOTALL)
 
 
+def escape_wildcards(text: str) -> str:
+    """The pattern that matches this text alone."""
+    return re.sub(r"([*?\[\\])", r"\\\1", text)
+
+
 @lru_cache(maxsize=256)
 def compile_component(component: str) -> re.Pattern[str]:
     """The pattern of one path component: `*`, `?`, `[a-z]`, `[^a]`, `\\x`. Raises BuildError where Go says ErrBadPattern."""

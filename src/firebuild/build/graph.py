@@ -23,7 +23,7 @@ GetImage = Callable[[Reference], Image]
 
 class GraphNode(msgspec.Struct, frozen=True):
     """A needed stage. `base`: a stage, an image, a named context, or None for scratch; `base_name`: expanded; `triggers`:
-    how many of `instructions` come first from ONBUILD; `sources`: for each COPY --from by its text, what it means."""
+    how many of `instructions` come first from ONBUILD; `sources`: for each COPY --from and `from` of a mount by its text, what it means."""
 
     stage: Stage
     base: Stage | Image | ContextSource | None
@@ -99,12 +99,20 @@ def _plan_node(
     instructions = (*triggers, *stage.instructions)
     sources: dict[str, Stage | Image | ContextSource] = {}
     for instruction in instructions:
-        if isinstance(instruction, nodes.Copy) and instruction.source is not None:
+        for name in _list_source_names(instruction):
             with located(dockerfile, instruction.location):
-                name = instruction.source
                 if name not in sources:
                     sources[name] = _find_source(dockerfile, stage, name, ask, named)
     return GraphNode(stage, base, base_name, instructions, len(triggers), sources)
+
+
+def _list_source_names(instruction: nodes.Instruction) -> list[str]:
+    if isinstance(instruction, nodes.Copy):
+        return [instruction.source] if instruction.source is not None else []
+    if isinstance(instruction, nodes.Run):
+        # `scratch` is nothing to mount from.
+        return [flag.source for flag in instruction.mounts if flag.source and flag.source != SCRATCH]
+    return []
 
 
 def _find_base(

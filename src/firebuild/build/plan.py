@@ -13,6 +13,7 @@ import msgspec
 from firebuild.build.copy import InlineContent
 from firebuild.build.graph import GetImage, GraphNode, plan_graph
 from firebuild.build.imageconfig import StageConfig, join_path
+from firebuild.build.mounts import MountPlanner, agent_variable
 from firebuild.build.place import located
 from firebuild.build.sources.url import redact_urls
 from firebuild.build.steps import (
@@ -20,6 +21,7 @@ from firebuild.build.steps import (
     ContextSource,
     CopyAction,
     ImageSource,
+    Origin,
     Plan,
     PlannedStage,
     PlannedStep,
@@ -30,6 +32,7 @@ from firebuild.build.steps import (
 from firebuild.build.support import check_supported, is_lone_heredoc, parse_remotes
 from firebuild.dockerfile import nodes
 from firebuild.dockerfile.expansion import expand_instruction
+from firebuild.dockerfile.programs import plan_run
 from firebuild.dockerfile.scope import (
     GlobalScope,
     Platform,
@@ -40,6 +43,7 @@ from firebuild.dockerfile.scope import (
 )
 from firebuild.dockerfile.stages import Dockerfile, Stage
 from firebuild.errors import BuildError, DockerfileError, UsageError
+from firebuild.events.text import neutralise
 from firebuild.names import Reference
 from firebuild.store.images import Image
 
@@ -154,6 +158,7 @@ class _StagePlanner:
             self.scope = Scope(global_scope, self.state.environment())
         self.proxies = tuple(f"{name}={value}" for name, value in proxy_environment(options.build_args).items())
         self.steps: list[PlannedStep] = []
+        self.mounts = MountPlanner(options.name, self.find_origin)
         made = (nodes.Run, nodes.Copy, nodes.Add, nodes.Workdir)
         self.total = int(isinstance(node.base, Image | ContextSource)) + sum(
             isinstance(each, made) for each in node.instructions
@@ -196,17 +201,30 @@ class _StagePlanner:
                 self.state.apply(expanded, self.scope)
 
     def take_run(self, run: nodes.Run, display: str, on_build: bool) -> None:
-        argv = _run_argv(run, self.state.shell)
+        program = plan_run(run, self.state.shell)
+        argv = program.argv
+        if not argv:
+            raise BuildError("RUN has no command")
         environment = dict(self.scope.run_environment)
         config = self.state.config.config
+        mounts = self.mounts.plan(run, config.working_dir or "/")
+        script = None
+        if program.script is not None:
+            script = InlineContent(run.heredocs[0].name, program.script.encode("utf-8", "surrogateescape"))
         network = "none" if "none" in (run.network, self.options.network) else "default"
         action = RunAction(
             argv=argv,
-            env=tuple(sorted(f"{name}={value}" for name, value in environment.items())),
+            env=tuple(
+                sorted(
+                    (*(f"{name}={value}" for name, value in environment.items()), *agent_variable(mounts, environment))
+                )
+            ),
             user=config.user,
             workdir=config.working_dir or "/",
             network=network,
             proxies=tuple(pair for pair in self.proxies if pair.partition("=")[0] not in environment),
+            mounts=mounts,
+            script=script,
         )
         arguments = self.scope.history_args()
         prefix = [f"|{len(arguments)}", *arguments] if arguments else []
@@ -220,8 +238,16 @@ class _StagePlanner:
         self.add_step(self.node.stage.start, action, f"FROM context {context.name}", False)
 
     def take_copy(self, copy: nodes.Copy | nodes.Add, display: str, on_build: bool) -> None:
-        origin = self.find_origin(copy) if isinstance(copy, nodes.Copy) else None
+        source = copy.source if isinstance(copy, nodes.Copy) else None
+        origin = self.find_origin(source) if source is not None else None
+        parents = isinstance(copy, nodes.Copy) and copy.parents
         remotes = parse_remotes(copy) if isinstance(copy, nodes.Add) else ()
+        several = len(copy.sources) + len(copy.inline_files) > 1
+        if several and not f"/{copy.destination}".endswith(("/", "/.", "/..")):
+            raise DockerfileError(
+                f"{copy.name} of several sources needs a folder as its destination",
+                hint=f"end it with a slash: `{neutralise(copy.destination)}/`",
+            )
         dest = _copy_dest(self.state.config.config.working_dir or "/", copy.destination)
         inline = tuple(
             InlineContent(each.name, each.content.encode("utf-8", "surrogateescape")) for each in copy.inline_files
@@ -231,13 +257,18 @@ class _StagePlanner:
             sources=copy.sources,
             inline=inline,
             dest=dest,
-            dest_is_directory=dest.endswith("/"),
+            dest_is_directory=dest.endswith("/") or parents,
             chown=copy.chown,
             chmod=copy.chmod,
+            # As in BuildKit a mode of its own keeps a copy from being linked.
+            link=copy.link and not copy.chmod,
+            parents=parents,
+            exclude=copy.exclude,
             unpack=isinstance(copy, nodes.Add) and copy.unpack is not False,
             remotes=remotes,
         )
-        flags = [f"--chown={copy.chown}"] if copy.chown else []
+        flags = ["--parents"] if parents else []
+        flags += [f"--chown={copy.chown}"] if copy.chown else []
         flags += [f"--chmod={copy.chmod}"] if copy.chmod else []
         words = [
             copy.name,
@@ -249,15 +280,13 @@ class _StagePlanner:
         self.state.add_history(" ".join(words) + " # buildkit", layer=True)
         self.add_step(copy, action, display, on_build)
 
-    def find_origin(self, copy: nodes.Copy) -> StageSource | ImageSource | ContextSource | None:
-        if copy.source is None:
-            return None
-        found = self.node.sources[copy.source]
+    def find_origin(self, name: str) -> Origin:
+        found = self.node.sources[name]
         if isinstance(found, Stage):
             return StageSource(found.index, found.label)
         if isinstance(found, ContextSource):
             return found
-        return ImageSource(copy.source, found)
+        return ImageSource(name, found)
 
     def take_workdir(self, workdir: nodes.Workdir, display: str, on_build: bool) -> None:
         config = self.state.config.config
@@ -305,21 +334,6 @@ def _display(scope: Scope, instruction: nodes.Instruction) -> str:
         lines = instruction.heredocs[0].text.strip().splitlines() or [""]
         text += f" ({lines[0]}{'...' if len(lines) > 1 else ''})"
     return text
-
-
-def _run_argv(run: nodes.Run, shell: tuple[str, ...]) -> tuple[str, ...]:
-    if not run.heredocs:
-        argv = run.command.argv(shell)
-    elif is_lone_heredoc(run):
-        # The document is the script itself, so that shells without heredocs take it too.
-        argv = (*shell, run.heredocs[0].text)
-    else:
-        parts = [" ".join(run.command.arguments)]
-        parts += [document.content + document.name for document in run.heredocs]
-        argv = (*shell, "\n".join(parts))
-    if not argv:
-        raise BuildError("RUN has no command")
-    return argv
 
 
 def _copy_dest(workdir: str, destination: str) -> str:

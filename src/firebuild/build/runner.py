@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from firebuild.build.copy import Selection, empty_tar, folder_tar, open_tar
+from firebuild.build.filters import parse_parents_source, render_excludes
 from firebuild.build.output import OutputLog
 from firebuild.build.place import locate
+from firebuild.build.secrets import Lent, list_following
 from firebuild.build.select import ContextTrees
 from firebuild.build.session import BuildSession
-from firebuild.build.steps import CopyAction, PlannedStep, ResultLayer, RunAction, WorkdirAction
+from firebuild.build.stepmounts import MountSelections, StepMounts
+from firebuild.build.steps import CopyAction, Plan, PlannedStep, ResultLayer, RunAction, WorkdirAction
+from firebuild.dockerfile.ignore import parse_excludes
 from firebuild.dockerfile.stages import Dockerfile
 from firebuild.errors import BuildError, FirebuildError, GuestError, StepFailedError
 from firebuild.events.progress import StepReport
@@ -40,12 +44,30 @@ class StepRunner:
         blobs: BlobStore,
         contexts: ContextTrees,
         clock: Callable[[], int],
+        lent: Lent,
+        mounts: MountSelections,
+        epoch_s: int | None = None,
     ) -> None:
         self._dockerfile = dockerfile
         self._session = session
         self._blobs = blobs
         self._contexts = contexts
         self._clock = clock
+        self._lent = lent
+        self._mounts = StepMounts(session, contexts, lent, mounts)
+        self._epoch_s = epoch_s
+
+    def check_lent(self, plan: Plan, step: PlannedStep) -> None:
+        """Raises BuildError, with its place, if this step, which has to run, or one that follows from it requires what nobody
+        lends: better now than when those before it have run."""
+        for following in list_following(plan, step.id):
+            error = self._lent.find_missing(following)
+            if error is not None:
+                raise locate(self._dockerfile, following.location, error)
+
+    def _time_s(self) -> int:
+        """The time of what a build makes itself: SOURCE_DATE_EPOCH, or now."""
+        return self._epoch_s if self._epoch_s is not None else self._clock() // 10**9
 
     def run(
         self,
@@ -55,8 +77,10 @@ class StepRunner:
         *,
         selection: Selection | None,
         source: Sequence[ResultLayer] | None,
+        mounted: Mapping[int, Sequence[ResultLayer]],
     ) -> ResultLayer:
-        """The step's layer, stored. `selection`: what a COPY takes from the context; `source`: the stack it copies from.
+        """The step's layer, stored. `selection`: what a COPY takes from the context; `source`: the stack it copies from;
+        `mounted`: the stacks that a RUN's mounts read, by their numbers.
 
         Raises StepFailedError, BuildError and GuestError with their place, DiskFullError, Canceled. A layer that failed
         is dropped.
@@ -64,10 +88,15 @@ class StepRunner:
         log = OutputLog(report)
         try:
             guest = self._session.guest
-            stack = self._session.ensure_stack(below)
+            linked = isinstance(step.action, CopyAction) and step.action.link
+            stack = [] if linked else self._session.ensure_stack(below)
             name = self._session.new_layer()
             try:
-                made = self._make(step, guest, name, stack, log, selection, source)
+                if isinstance(step.action, RunAction):
+                    self._run(step, step.action, guest, name, stack, log, mounted)
+                    made = True
+                else:
+                    made = self._make(step.action, guest, name, stack, selection, source)
                 layer = self._capture(guest, name, step) if made else self._store_empty()
             except FirebuildError:
                 with suppress(GuestError):
@@ -81,24 +110,23 @@ class StepRunner:
 
     def _make(
         self,
-        step: PlannedStep,
+        action: CopyAction | WorkdirAction,
         guest: BuildGuest,
         name: str,
         stack: list[str],
-        log: OutputLog,
         selection: Selection | None,
         source: Sequence[ResultLayer] | None,
     ) -> bool:
-        action = step.action
-        if isinstance(action, RunAction):
-            self._run(step, action, guest, name, stack, log)
-            return True
         if isinstance(action, WorkdirAction):
             return self._make_folder(action, guest, name, stack)
         if source is not None:
+            parts = [parse_parents_source(path) for path in action.sources] if action.parents else None
+            paths = [part.base for part in parts] if parts is not None else action.sources
             guest.copy_from_stack(
-                name, stack, self._session.ensure_stack(source), [_absolute(path) for path in action.sources],
+                name, stack, self._session.ensure_stack(source), [_absolute(path) for path in paths],
                 dest=action.dest, dest_is_directory=action.dest_is_directory, chown=action.chown, chmod=action.chmod,
+                mtime_s=self._time_s(), include=None if parts is None else [part.include for part in parts],
+                exclude=render_excludes(parse_excludes(action.exclude)),
             )  # fmt: skip
             return True
         assert selection is not None, "a COPY from the context has a selection"
@@ -108,16 +136,25 @@ class StepRunner:
         return True
 
     def _run(
-        self, step: PlannedStep, action: RunAction, guest: BuildGuest, name: str, stack: list[str], log: OutputLog
+        self,
+        step: PlannedStep,
+        action: RunAction,
+        guest: BuildGuest,
+        name: str,
+        stack: list[str],
+        log: OutputLog,
+        mounted: Mapping[int, Sequence[ResultLayer]],
     ) -> None:
-        spec = RunSpec(
-            argv=list(action.argv),
-            env=[*action.env, *action.proxies],
-            user=action.user,
-            workdir=action.workdir,
-            network=action.network,
-        )
-        code = guest.run_layer(name, stack, spec, log.take)
+        with self._mounts.open(step, action, guest, mounted) as ready:
+            spec = RunSpec(
+                argv=list(action.argv),
+                env=[*action.env, *action.proxies],
+                user=action.user,
+                workdir=action.workdir,
+                network=action.network,
+                mounts=ready.mounts,
+            )
+            code = guest.run_layer(name, stack, spec, log.take, secrets=ready.secrets, started=ready.start)
         if code != 0:
             raise self._failed(step, code, log.last_lines())
 
@@ -138,9 +175,9 @@ class StepRunner:
 
     def _copy(self, action: CopyAction, selection: Selection, guest: BuildGuest, name: str, stack: list[str]) -> None:
         tree = self._contexts.find(action.origin)
-        tar = open_tar(tree, selection, inline_mtime_s=self._clock() // 10**9)
+        now_s = self._time_s()
         guest.copy_into_layer(
-            name, stack, selection.items, tar,
+            name, stack, selection.items, open_tar(tree, selection, inline_mtime_s=now_s), mtime_s=now_s,
             dest=action.dest, dest_is_directory=action.dest_is_directory, chown=action.chown, chmod=action.chmod,
         )  # fmt: skip
 
@@ -151,10 +188,11 @@ class StepRunner:
         if found is not None and found.kind != "missing":
             raise BuildError(f"WORKDIR `{action.path}` is a {found.kind} in the image, not a folder")
         items = [CopyItem("", "directory")]
-        tar = [folder_tar(self._clock() // 10**9)]
+        now_s = self._time_s()
         guest.copy_into_layer(
-            name, stack, items, tar, dest=action.path + "/", dest_is_directory=True, chown=action.user
-        )
+            name, stack, items, [folder_tar(now_s)], mtime_s=now_s,
+            dest=action.path + "/", dest_is_directory=True, chown=action.user,
+        )  # fmt: skip
         return True
 
     def _capture(self, guest: BuildGuest, name: str, step: PlannedStep) -> ResultLayer:

@@ -7,14 +7,25 @@ from types import TracebackType
 
 from firebuild.build.context import BuildContext
 from firebuild.build.copy import Selection, select_sources
+from firebuild.build.glob import escape_wildcards
+from firebuild.build.mounts import list_origins
 from firebuild.build.place import located
 from firebuild.build.services import BuildRequest
 from firebuild.build.sources.inputs import apply_ignore
 from firebuild.build.sources.remote import RemoteSources
 from firebuild.build.sources.spec import ImageContext
-from firebuild.build.steps import ContextSource, CopyAction, ImageSource, Plan, PlannedStep, StageSource
+from firebuild.build.steps import (
+    ContextSource,
+    CopyAction,
+    ImageSource,
+    Origin,
+    Plan,
+    PlannedStep,
+    RunAction,
+    StageSource,
+)
 from firebuild.build.tree import ContextTree
-from firebuild.dockerfile.ignore import IgnoreRules
+from firebuild.dockerfile.ignore import IgnoreRules, parse_excludes
 from firebuild.dockerfile.stages import Dockerfile
 from firebuild.errors import InternalError
 from firebuild.events.progress import Reporter
@@ -36,13 +47,12 @@ class ContextTrees:
 
     def __enter__(self) -> ContextTrees:
         try:
-            if self._plan is None or any(
-                action.origin is None and action.paths for _, action in list_copies(self._plan)
-            ):
+            origins = _list_origins(self._plan) if self._plan else [None]
+            if None in origins:
                 self._main = self._open_main()
-            for _, action in list_copies(self._plan) if self._plan else ():
-                if isinstance(action.origin, ContextSource) and action.origin.name not in self._named:
-                    self._named[action.origin.name] = self._open_named(action.origin.name)
+            for origin in origins:
+                if isinstance(origin, ContextSource) and origin.name not in self._named:
+                    self._named[origin.name] = self._open_named(origin.name)
         except BaseException:
             self._resources.close()
             raise
@@ -58,7 +68,7 @@ class ContextTrees:
         """The rules of the main context's ignore file, if there is one."""
         return None if self._main is None else self._main.ignore
 
-    def find(self, origin: StageSource | ImageSource | ContextSource | None) -> ContextTree | None:
+    def find(self, origin: Origin | None) -> ContextTree | None:
         """The tree that a copy of that origin reads; None if the build has no context."""
         return self._named[origin.name] if isinstance(origin, ContextSource) else self._main
 
@@ -87,6 +97,23 @@ def list_copies(plan: Plan) -> list[tuple[PlannedStep, CopyAction]]:
     ]
 
 
+def _list_origins(plan: Plan) -> list[Origin | None]:
+    """Where the steps of a plan take files from; None: the main context."""
+    found: list[Origin | None] = [
+        action.origin for _, action in list_copies(plan) if action.origin is not None or action.paths
+    ]
+    for stage in plan.stages:
+        for step in stage.steps:
+            if isinstance(step.action, RunAction):
+                found += [origin for _, origin, _ in list_origins(step.action)]
+    return found
+
+
+def select_path(context: ContextTree | None, path: str) -> Selection:
+    """What a mount takes from a context: one path, which is no pattern. Raises ContextError naming it."""
+    return select_sources(context, [escape_wildcards(path)])
+
+
 def select_all(
     plan: Plan, dockerfile: Dockerfile, trees: ContextTrees, remote: RemoteSources, reporter: Reporter
 ) -> dict[str, Selection]:
@@ -100,8 +127,9 @@ def select_all(
             with located(dockerfile, step.location):
                 remotes = [None if add is None else remote.select(add) for add in action.remotes]
                 selections[step.id] = select_sources(
-                    trees.find(action.origin), action.sources, action.inline, unpack=action.unpack, remotes=remotes
-                )
+                    trees.find(action.origin), action.sources, action.inline, unpack=action.unpack, remotes=remotes,
+                    exclude=parse_excludes(action.exclude), parents=action.parents,
+                )  # fmt: skip
             for source in selections[step.id].unmatched:
                 reporter.warn(
                     f"line {step.location.start_line}: `{neutralise(source)}` matches nothing in the build context"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from firebuild.build.secrets import Lent
 from firebuild.build.sources.remote import RemoteSources
 from firebuild.build.sources.spec import ImageContext, Source
 from firebuild.build.tree import ContextTree
@@ -17,6 +18,7 @@ from firebuild.events.progress import NullSink, ProgressSink
 from firebuild.guest.build import BuildGuest
 from firebuild.names import Reference
 from firebuild.store.blobs import BlobStore
+from firebuild.store.caches import CacheStore
 from firebuild.store.database import Database
 from firebuild.store.disks import Disk, DiskStore
 from firebuild.store.images import Image, ImageStore
@@ -37,16 +39,21 @@ class OpenMachine(Protocol):
     def result_drives(self) -> list[str]:
         """The guest's names of the result disks."""
 
+    @property
+    def cache_drives(self) -> list[str]:
+        """The guest's names of the disks of caches."""
+
 
 class OpenBuildMachine(Protocol):
-    """Opens a build machine: `bases` are read-only ext4 disks, `results` blank ones. Its work disk is set up already.
+    """Opens a build machine: `bases` are read-only ext4 disks, `results` blank ones, `caches` those of cache mounts. Its
+    work disk is set up already.
 
     Leaving the block well powers the guest off in order: the result disks are complete then. Leaving it by an
     exception kills it. Nothing of it is left either way.
     """
 
     def __call__(
-        self, *, bases: Sequence[Path], results: Sequence[Path], purpose: str
+        self, *, bases: Sequence[Path], results: Sequence[Path], purpose: str, caches: Sequence[Path] = ()
     ) -> AbstractContextManager[OpenMachine]:
         """`purpose`: for people, in the machine's record."""
 
@@ -55,7 +62,8 @@ class OpenBuildMachine(Protocol):
 class BuildServices:
     """`resolve_base`: the image of a reference, pulled where that is wanted; raises NotFoundError. `disk_key`: chain id to
     key and parameters of the root disk. `ensure_disk`: an image's root disk, made if need be. `check_disk`: refuses a
-    file system that a guest left unclean. `clock`: Unix time in nanoseconds. `scratch`: the folder for
+    file system that a guest left unclean. `clock`: Unix time in nanoseconds. `caches`: the disks of cache
+    mounts; None: RUNs with cache mounts are refused. `scratch`: the folder for
     what a build fetches; None: the system's.
     """
 
@@ -70,6 +78,7 @@ class BuildServices:
     disk_size_bytes: int
     check_disk: Callable[[Path], None]
     clock: Callable[[], int] = time.time_ns
+    caches: CacheStore | None = None
     scratch: Path | None = None
 
 
@@ -80,7 +89,8 @@ class BuildRequest:
     ADD fetches with, made if it is None; `tags`: the
     result's names; `labels`: added to the image; `network`: default or none, for every RUN; `ignore_name`: the
     Dockerfile's path relative to the context, for `<name>.dockerignore`; `identity`: names this Dockerfile across
-    builds, to explain misses (`name` where empty); `make_disk`: whether the root disk is wanted too.
+    builds, to explain misses (`name` where empty); `make_disk`: whether the root disk is wanted too;
+    `lent`: secrets and SSH agents for the mounts of RUNs.
     """
 
     dockerfile: bytes
@@ -100,6 +110,7 @@ class BuildRequest:
     ignore_name: str = ""
     identity: str = ""
     make_disk: bool = True
+    lent: Lent = field(default_factory=Lent)
 
 
 @dataclass(frozen=True)

@@ -10,21 +10,26 @@ import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 
+from firebuild.build.cachemounts import CacheMounts
 from firebuild.build.copy import empty_tar
 from firebuild.build.digest import sha256_hex
 from firebuild.build.services import BuildServices, OpenMachine
 from firebuild.build.steps import Plan, ResultLayer
 from firebuild.errors import InternalError
 from firebuild.events.progress import Canceled, Reporter
+from firebuild.events.text import neutralise
 from firebuild.guest.build import BuildGuest
 from firebuild.images.archive import open_layer
 from firebuild.names import Digest
+from firebuild.store.caches import CacheWish
 from firebuild.store.disks import Disk, StagedDisk
 from firebuild.store.images import compute_chain_id
 
-# A machine has 26 drives at most; the work disk and the result disk are among them. The root image comes first.
+# The work disk and the result disk are among a machine's drives, and those of caches. The root image comes first.
+MAX_DRIVES = 26
 MAX_BASE_DISKS = 20
 EMPTY_DIFF_ID = Digest("sha256:" + sha256_hex(empty_tar()))
 
@@ -48,7 +53,10 @@ class BuildSession:
         self._wake: Callable[[], None] = lambda: None
         self._names = itertools.count(1)
         self._layers: dict[str, _GuestLayer] = {}
+        self._files: dict[str, _GuestLayer] = {}
         self._disk_layers: dict[str, str] = {}
+        self._done: set[str] = set()
+        self.caches = CacheMounts(plan)
 
     def __enter__(self) -> BuildSession:
         return self
@@ -75,21 +83,42 @@ class BuildSession:
 
     def open(self) -> None:
         """Open the machine. Raises FirebuildError; nothing of it is left then."""
-        bases = self._ensure_base_disks()
+        with self._guard:
+            wishes = self.caches.plan_wishes(frozenset(self._done))
+        bases = self._ensure_base_disks(min(MAX_BASE_DISKS, MAX_DRIVES - 2 - len(wishes)))
+        # Before the machine, and so left after it.
+        caches = self._attach_caches(wishes)
         with self._reporter.step("[internal] boot the build machine"):
             results = []
             if self._make_disk:
                 results = [self._stage_result(bases).path]
             machine = self._running.enter_context(
                 self._services.open_build_machine(
-                    bases=[disk.path for disk in bases.values()], results=results, purpose="building an image"
+                    bases=[disk.path for disk in bases.values()],
+                    results=results,
+                    caches=caches,
+                    purpose="building an image",
                 )
             )
+            self.caches.set_drives(machine.cache_drives)
             for number, (disk, drive) in enumerate(zip(bases.values(), machine.base_drives, strict=True)):
                 machine.guest.mount_layer(f"b{number}", drive)
                 self._disk_layers[disk.chain_id] = f"b{number}"
         self._machine = machine
         self._opened.set()
+
+    def _attach_caches(self, wishes: Sequence[CacheWish]) -> list[Path]:
+        if not wishes:
+            return []
+        if self._services.caches is None:
+            raise InternalError("this build has cache mounts, and was given no place for them")
+        with self._reporter.step("[internal] open the caches") as report:
+            attached = self._services.caches.attach(
+                wishes,
+                waiting=lambda name: report.note(f"waiting for the cache `{neutralise(name)}`: another build has it"),
+                renewed=lambda name: self._reporter.warn(f"the cache `{neutralise(name)}` was damaged: it begins anew"),
+            )
+            return self._running.enter_context(attached)
 
     def cancel(self) -> None:
         """Let nobody wait for the machine any longer."""
@@ -116,11 +145,11 @@ class BuildSession:
                 disk = self._staged.publish(key, {"chain_id": chain_id, "parameters": parameters})
         return disk
 
-    def _ensure_base_disks(self) -> dict[str, Disk]:
+    def _ensure_base_disks(self, limit: int) -> dict[str, Disk]:
         """The disks of the base images by chain id, made where there are none yet: builds to come start from them too."""
         disks: dict[str, Disk] = {}
         for image in self._plan.images:
-            if not image.layers or image.chain_id in disks or len(disks) >= MAX_BASE_DISKS:
+            if not image.layers or image.chain_id in disks or len(disks) >= limit:
                 continue
             disk = self._services.disks.find_disk(self._services.disk_key(image.chain_id)[0])
             if disk is None:
@@ -152,6 +181,11 @@ class BuildSession:
         if self._canceled or self._machine is None:
             raise Canceled
         return self._machine.guest
+
+    def note_done(self, step_id: str) -> None:
+        """That step needs no machine: its result is there."""
+        with self._guard:
+            self._done.add(step_id)
 
     def new_layer(self) -> str:
         """A name for a new layer in the guest."""
@@ -185,6 +219,17 @@ class BuildSession:
         entry = self._entry(chain_id)
         with entry.lock:
             entry.name = entry.name or name
+
+    def ensure_files(self, key: str, send: Callable[[str], None]) -> str:
+        """The guest's layer of files that are known by `key`; `send` makes it, under the name that it is given, once."""
+        with self._guard:
+            entry = self._files.setdefault(key, _GuestLayer())
+        with entry.lock:
+            if entry.name is None:
+                name = self.new_layer()
+                send(name)
+                entry.name = name
+            return entry.name
 
     def _entry(self, chain_id: str) -> _GuestLayer:
         with self._guard:

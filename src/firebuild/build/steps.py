@@ -11,20 +11,6 @@ from firebuild.names import Digest
 from firebuild.store.images import History, Image, ImageConfig
 
 
-class RunAction(msgspec.Struct, frozen=True, tag="run"):
-    """A command in a new layer. `env`: the whole environment as `K=V`, sorted; `network`: default or none.
-
-    `proxies`: further variables that the command gets and that are no part of the key.
-    """
-
-    argv: tuple[str, ...]
-    env: tuple[str, ...]
-    user: str
-    workdir: str
-    network: str
-    proxies: tuple[str, ...] = ()
-
-
 class StageSource(msgspec.Struct, frozen=True, tag="stage"):
     """COPY --from a stage of this build. `index`: its place in the Dockerfile."""
 
@@ -45,14 +31,95 @@ class ContextSource(msgspec.Struct, frozen=True, tag="context"):
     name: str
 
 
+Origin = StageSource | ImageSource | ContextSource
+
+
+class BindMount(msgspec.Struct, frozen=True, tag="bind"):
+    """A path of the build context (`origin` None), of another stage, image or context, or of nothing (`empty`)."""
+
+    target: str
+    origin: Origin | None
+    source: str
+    read_only: bool
+    empty: bool = False
+
+
+class TmpfsMount(msgspec.Struct, frozen=True, tag="tmpfs"):
+    """Memory. `size_bytes`: 0 without a limit."""
+
+    target: str
+    size_bytes: int
+    read_only: bool
+
+
+class CacheMount(msgspec.Struct, frozen=True, tag="cache"):
+    """A folder that is kept between builds. `key`: of the disk that it is kept on; `origin`, `source`: what it begins
+    with; `sharing`: shared, private or locked."""
+
+    target: str
+    id: str
+    key: str
+    sharing: str
+    read_only: bool
+    mode: int
+    uid: int
+    gid: int
+    origin: Origin | None = None
+    source: str = "/"
+
+
+class SecretMount(msgspec.Struct, frozen=True, tag="secret"):
+    """A secret of the caller's: a file at `target`, the variable `env`, or both."""
+
+    id: str
+    target: str | None
+    env: str | None
+    required: bool
+    mode: int
+    uid: int
+    gid: int
+
+
+class SshMount(msgspec.Struct, frozen=True, tag="ssh"):
+    """A socket that leads to an SSH agent of the caller's."""
+
+    id: str
+    target: str
+    required: bool
+    mode: int
+    uid: int
+    gid: int
+
+
+RunMount = BindMount | TmpfsMount | CacheMount | SecretMount | SshMount
+
+
+class RunAction(msgspec.Struct, frozen=True, tag="run"):
+    """A command in a new layer. `env`: the whole environment as `K=V`, sorted; `network`: default or none.
+
+    `proxies`: further variables that the command gets and that are no part of the key; `script`: a file that stands in
+    SCRIPT_FOLDER meanwhile.
+    """
+
+    argv: tuple[str, ...]
+    env: tuple[str, ...]
+    user: str
+    workdir: str
+    network: str
+    proxies: tuple[str, ...] = ()
+    mounts: tuple[RunMount, ...] = ()
+    script: InlineContent | None = None
+
+
 class CopyAction(msgspec.Struct, frozen=True, tag="copy"):
     """A COPY or ADD. `origin`: where the sources are, None for the build context; `dest`: absolute, with its trailing slash.
 
-    `unpack`: archives among the sources are to be unpacked (ADD). `chmod`: octal or empty. `remotes`: for each source what
+    `unpack`: archives among the sources are to be unpacked (ADD). `chmod`: octal, symbolic or empty. `link`: the layer does
+    not depend on what is below it. `parents`, `exclude`: as the flags. `remotes`: for each source what
     ADD fetches, None for a path; empty for a COPY.
     """
 
-    origin: StageSource | ImageSource | ContextSource | None
+    origin: Origin | None
     sources: tuple[str, ...]
     inline: tuple[InlineContent, ...]
     dest: str
@@ -61,6 +128,9 @@ class CopyAction(msgspec.Struct, frozen=True, tag="copy"):
     chmod: str
     unpack: bool = False
     remotes: tuple[RemoteAdd | None, ...] = ()
+    link: bool = False
+    parents: bool = False
+    exclude: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -1,21 +1,20 @@
-"""What firebuild does not do yet with a Dockerfile, refused by name before any machine boots."""
+"""What firebuild does not do with a Dockerfile, and what cannot be done, refused by name before any machine boots."""
 
 from __future__ import annotations
 
 import re
 
-from firebuild.build.glob import has_wildcard
 from firebuild.build.sources.gitref import GitSource, looks_like_git
 from firebuild.build.sources.remote import RemoteAdd, parse_remote
 from firebuild.dockerfile import nodes
 from firebuild.dockerfile.errors import shown
+from firebuild.dockerfile.ignore import parse_excludes
+from firebuild.dockerfile.modes import check_mode
 from firebuild.errors import DockerfileError
-
-_OCTAL = re.compile(r"[0-7]{1,12}")
 
 
 def check_supported(instruction: nodes.Instruction) -> None:
-    """Raises DockerfileError (without a place) for an expanded instruction that has something unsupported in it."""
+    """Raises DockerfileError (without a place) for an expanded instruction that has something in it that cannot be done."""
     match instruction:
         case nodes.Run():
             _check_run(instruction)
@@ -26,9 +25,6 @@ def check_supported(instruction: nodes.Instruction) -> None:
 
 
 def _check_run(instruction: nodes.Run) -> None:
-    if instruction.mounts:
-        kind = instruction.resolved_mounts[0].type if instruction.resolved_mounts else "bind"
-        raise _unsupported(f"RUN --mount=type={kind}")
     if instruction.security != "sandbox":
         raise DockerfileError(
             "RUN --security=insecure is refused: steps run in a microVM of their own and need no such thing",
@@ -39,8 +35,6 @@ def _check_run(instruction: nodes.Run) -> None:
             "RUN --network=host is refused: a build machine has no access to the host's network",
             hint="`--network=default` reaches the outside, `--network=none` nothing",
         )
-    if instruction.heredocs and instruction.heredocs[0].text.startswith("#!") and is_lone_heredoc(instruction):
-        raise _unsupported("RUN with a heredoc that begins with `#!`", "write `RUN <<EOF` without the first line")
 
 
 def is_lone_heredoc(instruction: nodes.Run) -> bool:
@@ -51,13 +45,9 @@ def is_lone_heredoc(instruction: nodes.Run) -> bool:
 
 def _check_copy(instruction: nodes.Copy) -> None:
     _check_transfer(instruction)
-    if instruction.parents:
-        raise _unsupported("COPY --parents")
     for source in instruction.sources:
         if source.startswith(("http://", "https://")) or looks_like_git(source):
             raise DockerfileError(f"COPY takes no remote source: {shown(source)}", hint="ADD does")
-        if instruction.source is not None and has_wildcard(source):
-            raise _unsupported("a wildcard in COPY --from", "name the files, or copy their folder")
 
 
 def _check_add(instruction: nodes.Add) -> None:
@@ -85,20 +75,8 @@ def parse_remotes(instruction: nodes.Add) -> tuple[RemoteAdd | None, ...]:
 
 def _check_transfer(instruction: nodes.Copy | nodes.Add) -> None:
     name = instruction.name
-    if instruction.link:
-        raise _unsupported(f"{name} --link", "take the flag away: the result differs only below symbolic links")
-    if instruction.exclude:
-        raise _unsupported(f"{name} --exclude", "use a .dockerignore")
     if instruction.chmod:
-        if not _OCTAL.fullmatch(instruction.chmod):
-            if instruction.chmod.isdecimal():
-                raise DockerfileError(f"{shown(instruction.chmod)} is not an octal mode", hint="write `--chmod=0644`")
-            raise _unsupported(f"{name} --chmod with a symbolic mode", "write it as octal digits")
-        if int(instruction.chmod, 8) > 0o7777:
-            raise DockerfileError(f"the mode {shown(instruction.chmod)} is not between 0 and 07777")
+        check_mode(instruction.chmod)
+    parse_excludes(instruction.exclude)
     if not instruction.sources and not instruction.inline_files:
         raise DockerfileError(f"{name} needs a source")
-
-
-def _unsupported(what: str, hint: str | None = None) -> DockerfileError:
-    return DockerfileError(f"{what} is not supported yet", hint=hint)

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "rm": ("machines", "rm", "Remove ended machines with their disks and logs"),
     "purge": ("machines", "purge", "Remove all ended machines and everything that crashes left"),
     "fsck": ("store", "fsck", "Verify every stored image, disk and record"),
+    "gc": ("store", "gc", "Free space: remove what no image, machine or cached step needs"),
     "version": ("version", "version", "Show the version"),
     "machine-ended": ("machines", "machine_ended", ""),
 }  # fmt: skip
@@ -91,8 +92,10 @@ def main() -> NoReturn:
 
 def run_cli(arguments: list[str]) -> int:
     """Run one command line; returns the exit status."""
-    # A terminated command undoes what it began, as an interrupted one does.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # A terminated command, or one whose terminal has gone, undoes what it began, as an interrupted one does. SIGINT too is
+    # set: a shell starts background commands with it ignored, and Python would leave it so.
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, _interrupt)
     try:
         result: Any = cli.main(arguments, prog_name="firebuild", standalone_mode=False)
         sys.stdout.flush()

@@ -10,6 +10,9 @@ import click
 
 from firebuild.errors import UsageError
 
+# Docker's statuses for a command that does not exist and for one that cannot be executed, by the guest's code.
+START_FAILURES = {"not-found": 127, "not-executable": 126, "no-such-directory": 126, "no-such-user": 126}
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -38,6 +38,7 @@ class Settings(msgspec.Struct, frozen=True):
     build_disk_bytes: int
     build_network: str
     root_disk_bytes: int
+    cache_disk_bytes: int
 
 
 def _count(text: str) -> int:
@@ -67,6 +68,7 @@ SETTINGS = (
     Setting("build_disk_bytes", "FIREBUILD_BUILD_DISK", parse_size, 16 << 30, "size of a build machine's work disk (sparse)"),
     Setting("build_network", "FIREBUILD_BUILD_NETWORK", str, "machine-builds", "the network of build machines"),
     Setting("root_disk_bytes", "FIREBUILD_ROOT_DISK", parse_size, 8 << 30, "size of root disks (sparse)"),
+    Setting("cache_disk_bytes", "FIREBUILD_CACHE_DISK", parse_size, 16 << 30, "size of the disks of cache mounts (sparse)"),
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from firebuild.dockerfile.nodes import Run
 
 DEFAULT_SHELL = ("/bin/sh", "-c")
 
-# Where BuildKit puts a heredoc that is a script of its own (`#!`); it is there for that step alone.
+# Where BuildKit puts a heredoc that is a script of its own (`#!`), there for that step alone; the shell runs it.
 SCRIPT_FOLDER = "/dev/pipes"
 SCRIPT_MODE = 0o755
 
@@ -25,7 +25,7 @@ class RunProgram(msgspec.Struct, frozen=True):
 def plan_run(run: Run, shell: tuple[str, ...] = DEFAULT_SHELL) -> RunProgram:
     """The program of a RUN, given the stage's SHELL.
 
-    A heredoc alone is the shell's text, or with `#!` a script that runs itself; heredocs behind a command are handed
+    A heredoc alone is the shell's text, or with `#!` a script that the shell runs; heredocs behind a command are handed
     to the shell as they are written.
     """
     command = run.command
@@ -36,7 +36,7 @@ def plan_run(run: Run, shell: tuple[str, ...] = DEFAULT_SHELL) -> RunProgram:
         first = run.heredocs[0]
         if first.text.startswith("#!"):
             path = f"{SCRIPT_FOLDER}/{first.name}"
-            return RunProgram((path,), path, first.text)
+            return RunProgram((*shell, path), path, first.text)
         return RunProgram((*shell, first.text))
     for heredoc in run.heredocs:
         text += f"\n{heredoc.content}{heredoc.name}"

@@ -11,6 +11,7 @@ from typing import BinaryIO
 import msgspec
 
 from firebuild.build.build import build_image
+from firebuild.build.secrets import Lent
 from firebuild.build.services import BuildRequest, BuildResult, BuildServices
 from firebuild.build.sources.gitrun import caller_ssh_access
 from firebuild.build.sources.inputs import InputOpener
@@ -31,7 +32,7 @@ from firebuild.store.view import BuildConfig, ensure_view, make_metadata
 
 class RootfsRequest(msgspec.Struct, frozen=True):
     """What `rootfs` is asked for. `dockerfile`, `context`: as firebuild.build.sources.spec reads them, a path, a URL, `-`
-    or a Dockerfile's text; None: the other's. `build_contexts`: `name=source`."""
+    or a Dockerfile's text; None: the other's. `build_contexts`: `name=source`; `lent`: secrets and SSH agents."""
 
     dockerfile: str | None
     context: str | None
@@ -42,6 +43,7 @@ class RootfsRequest(msgspec.Struct, frozen=True):
     labels: Mapping[str, str] = {}
     network: str = "default"
     build_contexts: Sequence[str] = ()
+    lent: Lent = Lent()
 
 
 def build_rootfs(
@@ -49,16 +51,18 @@ def build_rootfs(
 ) -> BuildResult:
     """Build a Dockerfile. `stdin`: what `-` means. Raises UsageError, ContextError, DockerfileError, BuildError and what
     machines raise."""
-    engine.repair()
-    reporter = Reporter(progress or NullSink())
-    with open_build_request(engine, request, reporter, stdin=stdin) as wanted:
-        result = _build(engine, wanted, reporter)
-        if result.disk is not None:
-            facts = BuildConfig(build_args=dict(request.build_args), dockerfile=wanted.name)
-            for tag in request.tags:
-                metadata = make_metadata(result.image, tag, kind="rootfs", disk=result.disk, build=facts)
-                ensure_view(engine.layout.rootfs, tag, result.disk, metadata)
-    return result
+    request.lent.check()
+    with engine.use_store():
+        engine.repair()
+        reporter = Reporter(progress or NullSink())
+        with open_build_request(engine, request, reporter, stdin=stdin) as wanted:
+            result = _build(engine, wanted, reporter)
+            if result.disk is not None:
+                facts = BuildConfig(build_args=dict(request.build_args), dockerfile=wanted.name)
+                for tag in request.tags:
+                    metadata = make_metadata(result.image, tag, kind="rootfs", disk=result.disk, build=facts)
+                    ensure_view(engine.layout.rootfs, tag, result.disk, metadata)
+        return result
 
 
 def _build(engine: Engine, wanted: BuildRequest, reporter: Reporter) -> BuildResult:
@@ -73,6 +77,7 @@ def _build(engine: Engine, wanted: BuildRequest, reporter: Reporter) -> BuildRes
         disk_key=lambda chain_id: root_disk_key(engine, chain_id),
         disk_size_bytes=engine.settings.root_disk_bytes,
         check_disk=check_disk,
+        caches=engine.caches,
         scratch=engine.layout.scratch,
     )
     return build_image(wanted, services, reporter)
@@ -110,6 +115,7 @@ def open_build_request(
             network=request.network,
             platform=Platform("linux", host_architecture()),
             identity=inputs.identity,
+            lent=request.lent,
         )
 
 

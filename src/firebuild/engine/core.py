@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from firebuild.config.settings import Settings, load_settings
+from firebuild.host.deadline import Deadline
+from firebuild.host.locks import hold_lock
 from firebuild.layout import Layout
 
 if TYPE_CHECKING:
@@ -15,9 +19,12 @@ if TYPE_CHECKING:
     from firebuild.machine.lifecycle import MachineServices
     from firebuild.network.attach import NetworkSettings
     from firebuild.store.blobs import BlobStore
+    from firebuild.store.caches import CacheStore
     from firebuild.store.database import Database
     from firebuild.store.disks import DiskStore
     from firebuild.store.images import ImageStore
+
+_COLLECTION_S = 120.0
 
 
 class Engine:
@@ -70,6 +77,22 @@ class Engine:
         self.layout.ensure()
         return DiskStore(self.layout.disks)
 
+    @cached_property
+    def caches(self) -> CacheStore:
+        """The disks of cache mounts."""
+        from firebuild.store.caches import CacheStore
+
+        self.layout.ensure()
+        return CacheStore(self.layout.caches, self.layout.locks, self.settings.cache_disk_bytes)
+
+    @contextmanager
+    def use_store(self) -> Iterator[None]:
+        """Whoever adds to the store or starts from it holds this: nothing is collected meanwhile. Raises BusyError."""
+        self.layout.ensure()
+        deadline = Deadline(_COLLECTION_S, "waiting for `firebuild gc`")
+        with hold_lock(self.layout.store_lock, "the store", shared=True, deadline=deadline):
+            yield
+
     def repair(self) -> list[str]:
         """Clean up what crashed commands left: machines, networks, half-made blobs and disks; a sentence for each."""
         from firebuild.build.sources.scratch import sweep_scratch
@@ -78,6 +101,7 @@ class Engine:
         done = reconcile(self.machines)
         done += [f"fetched files {path.name}: removed" for path in sweep_scratch(self.layout.scratch)]
         done += [f"half-made file {path.name}: removed" for path in (*self.disks.sweep(), *self.blobs.sweep())]
+        done += [f"removed cache {path.name}: its rest removed" for path in self.caches.sweep()]
         return done
 
     @cached_property

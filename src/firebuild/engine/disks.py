@@ -21,8 +21,9 @@ _SPARE_BYTES = 512 << 20
 
 @contextmanager
 def open_machine(
-    engine: Engine, *, bases: Sequence[Path], results: Sequence[Path], purpose: str, network: bool = False
-) -> Iterator[BuildMachine]:
+    engine: Engine, *, bases: Sequence[Path], results: Sequence[Path], purpose: str, caches: Sequence[Path] = (),
+    network: bool = False,
+) -> Iterator[BuildMachine]:  # fmt: skip
     """A build machine with the sizes that the settings give. `network`: whether it gets the build network."""
     settings = engine.settings
     require_free(engine.layout.state, _SPARE_BYTES, purpose)
@@ -36,7 +37,7 @@ def open_machine(
     )
     with open_build_machine(
         engine.machines, boot, size, kernel_name=kernel.name, kernel_args=DEFAULT_KERNEL_ARGS,
-        bases=bases, results=results, purpose=purpose,
+        bases=bases, results=results, caches=caches, purpose=purpose,
     ) as machine:  # fmt: skip
         yield machine
 

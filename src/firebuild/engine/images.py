@@ -36,39 +36,42 @@ def pull_image(
     report: Callable[[str], None],
 ) -> Image:
     """Bring an image from its registry and tag it. Raises ImageError, DiskFullError, DeadlineError, MissingProgramError."""
-    moved = pull(
-        reference,
-        engine.blobs,
-        architecture=host_architecture(),
-        tls_verify=tls_verify,
-        authfile=authfile,
-        progress=report,
-    )
-    return engine.images.tag(reference, moved.manifest_digest)
+    with engine.use_store():
+        moved = pull(
+            reference,
+            engine.blobs,
+            architecture=host_architecture(),
+            tls_verify=tls_verify,
+            authfile=authfile,
+            progress=report,
+        )
+        return engine.images.tag(reference, moved.manifest_digest)
 
 
 def import_image(engine: Engine, file: Path, reference: Reference) -> Image:
     """Make an image of one layer from a tarball of a root file system. Raises ImageError, DiskFullError."""
-    layer = import_layer(file, engine.blobs)
-    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    config = ImageConfig(
-        architecture=host_architecture(),
-        os="linux",
-        created=now,
-        config=RunConfig(env=[DEFAULT_PATH], cmd=["/bin/sh"]),
-        rootfs=RootFs(diff_ids=[layer.diff_id]),
-        history=[History(created=now, created_by=f"firebuild image import {file.name}")],
-    )
-    return engine.images.commit_image(config, [layer.descriptor], [reference])
+    with engine.use_store():
+        layer = import_layer(file, engine.blobs)
+        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        config = ImageConfig(
+            architecture=host_architecture(),
+            os="linux",
+            created=now,
+            config=RunConfig(env=[DEFAULT_PATH], cmd=["/bin/sh"]),
+            rootfs=RootFs(diff_ids=[layer.diff_id]),
+            history=[History(created=now, created_by=f"firebuild image import {file.name}")],
+        )
+        return engine.images.commit_image(config, [layer.descriptor], [reference])
 
 
-def export_image(engine: Engine, reference: Reference, output: Path) -> int:
+def export_image(engine: Engine, name: str, output: Path) -> int:
     """Write an image's whole tree as a tar file, which appears whole or not at all; returns the number of entries."""
-    image = engine.images.get_image(reference)
-    if output.exists():
-        raise ConflictError(f"`{output}` exists already", hint="choose another file, or remove it")
-    with open_atomic(output, mode=0o644) as file:
-        return export_tree(engine, image, file.write)
+    with engine.use_store():
+        image = engine.images.get_named(name)
+        if output.exists():
+            raise ConflictError(f"`{output}` exists already", hint="choose another file, or remove it")
+        with open_atomic(output, mode=0o644) as file:
+            return export_tree(engine, image, file.write)
 
 
 def remove_image(engine: Engine, reference: Reference) -> None:

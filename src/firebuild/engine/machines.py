@@ -71,10 +71,15 @@ def make_name() -> str:
 
 def run_machine(engine: Engine, request: RunRequest) -> MachineRecord:
     """Start a machine from an image and return when its guest is ready. Raises FirebuildError; then nothing of it is left."""
+    with engine.use_store():
+        return _run_machine(engine, request)
+
+
+def _run_machine(engine: Engine, request: RunRequest) -> MachineRecord:
     name = parse_machine_name(request.name) if request.name is not None else make_name()
     _check(request)
     engine.repair()
-    image = engine.images.get_image(parse_reference(request.image))
+    image = engine.images.get_named(request.image)
     kernel, boot = get_boot(engine, request.kernel)
     _check_name_free(engine, name)
     disk = ensure_root_disk(engine, image)
@@ -91,7 +96,7 @@ def run_machine(engine: Engine, request: RunRequest) -> MachineRecord:
         id=machine_id, name=name, kind="run",
         hostname=parse_hostname(request.hostname or name.replace("_", "-").replace(".", "-").strip("-")),
         kernel=kernel.name, cpus=request.cpus, memory_mib=request.memory_mib, network=request.network,
-        image=parse_reference(request.image).familiar, image_digest=image.manifest_digest,
+        image=_name_of(image), image_digest=image.manifest_digest,
         kernel_args=request.kernel_args or DEFAULT_KERNEL_ARGS, disk_size_bytes=request.disk_size_bytes,
         root_mode=request.root_mode, drives=drives, ports=list(request.ports), address=request.address,
         env=dict(request.env), users=dict(request.users), entrypoint=plan_entrypoint(image, request),
@@ -106,6 +111,10 @@ def run_machine(engine: Engine, request: RunRequest) -> MachineRecord:
             make_blank(machine.upper_disk, spec.disk_size_bytes, journal=True, label="upper")
 
     return start_machine(engine.machines, spec, boot, prepare=make_disks)
+
+
+def _name_of(image: Image) -> str:
+    return parse_reference(image.reference).familiar if image.reference else image.id
 
 
 def _check(request: RunRequest) -> None:

@@ -1,8 +1,12 @@
-"""Use cases of the store as a whole: verifying it."""
+"""Use cases of the store as a whole: verifying it, and freeing space."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from firebuild.engine.core import Engine
+from firebuild.host.locks import hold_lock
+from firebuild.store.collect import Garbage, collect, plan_collection
 from firebuild.store.fsck import check_store
 
 
@@ -14,3 +18,15 @@ def check(engine: Engine, *, repair: bool) -> list[str]:
         for problem in report.problems
     ]
     return problems + [f"database: {line}" for line in engine.database.check()]
+
+
+def free_space(engine: Engine, *, drop_cache: bool, dry_run: bool) -> Garbage:
+    """Remove what nothing needs; with `dry_run` only say what that is. Raises BusyError while a build or a start runs."""
+    engine.repair()
+    with hold_lock(engine.layout.store_lock, "the store"):
+        records = engine.machines.records.list_all(kind=None)
+        used = {Path(drive.path) for record in records for drive in record.spec.drives}
+        garbage = plan_collection(engine.blobs, engine.disks, engine.database, used_disks=used, drop_cache=drop_cache)
+        if not dry_run:
+            collect(garbage, engine.blobs, engine.disks, engine.database)
+    return garbage

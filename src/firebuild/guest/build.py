@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import msgspec
 from firebuild.guest.control import LayerCounts, ask, get_counts, send_data, take_data
 from firebuild.guest.exec import Output, wait_exit
 from firebuild.guest.frames import FrameType, violation
-from firebuild.guest.stream import open_stream
+from firebuild.guest.mounts import Mount
+from firebuild.guest.stream import GuestStream, open_stream
 
 __all__ = ["BuildGuest", "CopyItem", "LayerCounts", "RunSpec", "TreeEntry"]
 
@@ -36,6 +38,7 @@ class RunSpec(msgspec.Struct, frozen=True):
     hostname: str = "buildkitsandbox"
     tty: bool = False
     ca_bundle: str | None = None
+    mounts: list[Mount] = []
 
 
 class TreeEntry(msgspec.Struct, frozen=True):
@@ -80,12 +83,34 @@ class BuildGuest:
         """Unpack an uncompressed OCI layer tar as `layer`, which lies on `stack` (topmost first)."""
         return self._send({"op": "layer-apply", "layer": layer, "stack": list(stack)}, chunks)
 
-    def run_layer(self, layer: str, stack: Sequence[str], spec: RunSpec, output: Output) -> int:
-        """Run a command in a new layer on `stack`; returns its exit code. The layer is kept whatever the code is."""
+    def run_layer(
+        self,
+        layer: str,
+        stack: Sequence[str],
+        spec: RunSpec,
+        output: Output,
+        *,
+        secrets: Sequence[bytes] = (),
+        started: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Run a command in a new layer on `stack`; returns its exit code. The layer is kept whatever the code is.
+
+        `secrets`: the contents of the secret mounts, in their order; `started`: called when the mounts are there.
+        """
         request = {"op": "layer-run", "layer": layer, "stack": list(stack), **msgspec.to_builtins(spec)}
         with open_stream(self._vsock, request) as stream:
+            for secret in secrets:
+                send_data(stream, [secret])
             stream.expect(FrameType.REPLY)
+            started()
             return wait_exit(stream, output)
+
+    @contextmanager
+    def accept_agent(self, socket: str) -> Iterator[GuestStream]:
+        """A stream that waits for a connection to the socket of a step's ssh mount: a REPLY when there is one, then its
+        bytes as DATA both ways. Its step's end is the GuestError `not-found`."""
+        with open_stream(self._vsock, {"op": "ssh-accept", "socket": socket}) as stream:
+            yield stream
 
     def copy_into_layer(
         self,
@@ -98,11 +123,15 @@ class BuildGuest:
         dest_is_directory: bool,
         chown: str = "",
         chmod: str = "",
+        mtime_s: int | None = None,
     ) -> LayerCounts:
-        """COPY from the host: `chunks` is a tar whose entries are named after their item's number, `0`, `1/x`."""
+        """COPY from the host: `chunks` is a tar whose entries are named after their item's number, `0`, `1/x`.
+
+        `mtime_s`: the time of directories that are made or added to; None: now.
+        """
         request = {
             "op": "layer-copy", "layer": layer, "stack": list(stack), "items": msgspec.to_builtins(list(items)),
-            "dest": dest, "dest_is_directory": dest_is_directory, "chown": chown, "chmod": chmod, "from": None,
+            "dest": dest, "dest_is_directory": dest_is_directory, "chown": chown, "chmod": chmod, "mtime_s": mtime_s, "from": None,
         }  # fmt: skip
         return self._send(request, chunks)
 
@@ -117,12 +146,23 @@ class BuildGuest:
         dest_is_directory: bool,
         chown: str = "",
         chmod: str = "",
+        mtime_s: int | None = None,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
     ) -> LayerCounts:
-        """COPY --from: `paths` are read in `source_stack`, inside the guest."""
+        """COPY --from: `paths` (patterns) are read in `source_stack`, inside the guest.
+
+        `include`: for each path what of that directory is copied, its parents with it (COPY --parents); `exclude`:
+        patterns of `.dockerignore`'s kind, an exception with its `!`.
+        """
         request = {
-            "op": "layer-copy", "layer": layer, "stack": list(stack), "items": [], "dest": dest,
+            "op": "layer-copy", "layer": layer, "stack": list(stack), "dest": dest,
             "dest_is_directory": dest_is_directory, "chown": chown, "chmod": chmod,
-            "from": {"stack": list(source_stack), "paths": list(paths)},
+            "mtime_s": mtime_s,
+            "from": {
+                "stack": list(source_stack), "paths": list(paths), "exclude": list(exclude),
+                "include": None if include is None else list(include),
+            },
         }  # fmt: skip
         with open_stream(self._vsock, request) as stream:
             return get_counts(stream)

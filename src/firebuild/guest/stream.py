@@ -83,6 +83,13 @@ class GuestStream:
         except OSError as error:
             raise _lost(error) from error
 
+    def abort(self) -> None:
+        """End both directions: a thread that reads or writes is woken. Raises GuestError if the guest is gone."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError as error:
+            raise _lost(error) from error
+
     def _read(self, size: int, deadline: Deadline | None, *, first: bool) -> bytes | None:
         buffer = bytearray(size)
         view = memoryview(buffer)

@@ -20,17 +20,33 @@ from firebuild.host.files import map_os_error
 def hold_lock(path: Path, what: str, *, shared: bool = False, deadline: Deadline | None = None) -> Iterator[None]:
     """Hold the lock at `path` for the block; waits until `deadline` (none: do not wait). Raises BusyError naming `what`.
 
-    The lock dies with the process; its file stays. The descriptor is not inherited, so no child can keep the lock.
+    The lock dies with the process; its file stays, unless its holder removes it. The descriptor is not inherited: no child
+    can keep the lock.
     """
+    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise map_os_error(error, f"opening the lock `{path}`") from error
+        try:
+            _acquire(descriptor, what, operation, deadline)
+            if not _is_current(descriptor, path):
+                # Its holder removed the file while we waited: what we hold is no longer what others will lock.
+                continue
+            yield
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _is_current(descriptor: int, path: Path) -> bool:
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise map_os_error(error, f"opening the lock `{path}`") from error
-    try:
-        _acquire(descriptor, what, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, deadline)
-        yield
-    finally:
-        os.close(descriptor)
+        status = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    held = os.fstat(descriptor)
+    return (status.st_dev, status.st_ino) == (held.st_dev, held.st_ino)
 
 
 def _acquire(descriptor: int, what: str, operation: int, deadline: Deadline | None) -> None:

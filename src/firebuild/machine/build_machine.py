@@ -37,6 +37,7 @@ class BuildMachine(msgspec.Struct, frozen=True):
     work_drive: str
     base_drives: list[str]
     result_drives: list[str]
+    cache_drives: list[str] = []
 
 
 class BuildMachineSize(msgspec.Struct, frozen=True):
@@ -63,8 +64,9 @@ def open_build_machine(
     bases: Sequence[Path],
     results: Sequence[Path],
     purpose: str,
+    caches: Sequence[Path] = (),
 ) -> Iterator[BuildMachine]:
-    """Boot a build machine with a blank work disk, base disks (read-only) and blank result disks.
+    """Boot a build machine with a blank work disk, base disks (read-only), blank result disks, and disks of caches.
 
     Leaving the block well powers the guest off in order, so that the result disks are complete; a guest that does not
     end cleanly is an error. Leaving it by an exception kills the machine. Either way nothing of it is left.
@@ -76,6 +78,7 @@ def open_build_machine(
     drives = [DriveSpec("work", str(paths.work_disk), read_only=False)]
     drives += [DriveSpec(f"base{i}", str(path), read_only=True) for i, path in enumerate(bases)]
     drives += [DriveSpec(f"result{i}", str(path), read_only=False) for i, path in enumerate(results)]
+    drives += [DriveSpec(f"cache{i}", str(path), read_only=False) for i, path in enumerate(caches)]
     if len(drives) > len(names):
         raise MachineError(f"a build machine has at most {len(names)} drives; this build needs {len(drives)}")
     spec = MachineSpec(
@@ -93,11 +96,13 @@ def open_build_machine(
             guest = BuildGuest(paths.vsock)
             guest.setup(names[0])
             first_result = 1 + len(bases)
+            first_cache = first_result + len(results)
             yield BuildMachine(
                 guest=guest,
                 work_drive=names[0],
                 base_drives=names[1:first_result],
-                result_drives=names[first_result : len(drives)],
+                result_drives=names[first_result:first_cache],
+                cache_drives=names[first_cache : len(drives)],
             )
             _power_off(services, spec)
 

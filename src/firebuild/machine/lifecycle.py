@@ -1,7 +1,7 @@
 """A machine's life: created, started, waited for, stopped, ended, removed. The only place where the drivers meet.
 
 Order: the record is written before the first side effect and removed after the last one; between them each step
-can be repeated. Whoever changes a machine holds its lock (`machines/<id>/lock`, which goes with the folder).
+can be repeated. Whoever changes a machine holds its lock (`locks/machines/<id>`, which goes with the record).
 """
 
 from __future__ import annotations
@@ -38,6 +38,13 @@ _CLEANUP_S = 120.0
 _LOCK_S = 150.0
 _GUEST_CID = 3
 
+# What a guest may say that is a fault of the request or the image, and what to do about it.
+_REQUEST_FAULTS = {
+    "not-found": "the program must exist in the image: see `firebuild image inspect`, or give another command",
+    "not-executable": "the program must be executable for that user",
+    "no-such-user": "the user must be in the image's /etc/passwd: see --user and the image's USER",
+}
+
 
 class Boot(msgspec.Struct, frozen=True):
     """What a machine boots: the kernel and the initramfs, as files on the host."""
@@ -57,14 +64,24 @@ class MachineServices(msgspec.Struct, frozen=True):
 
 @contextmanager
 def hold_machine(services: MachineServices, machine_id: MachineId) -> Iterator[MachineLayout]:
-    """Hold the machine's lock for the block. Raises BusyError after a while."""
-    paths = services.layout.machine(machine_id)
-    try:
-        paths.state.mkdir(mode=0o711, parents=True, exist_ok=True)
-    except OSError as error:
-        raise map_os_error(error, f"making `{paths.state}`") from error
-    with hold_lock(paths.lock, f"the machine {machine_id}", deadline=Deadline(_LOCK_S, "waiting for the machine")):
+    """Hold the machine's lock for the block. Raises BusyError after a while. The lock's file goes with the record."""
+    deadline = Deadline(_LOCK_S, "waiting for the machine")
+    with try_hold_machine(services, machine_id, deadline) as paths:
         yield paths
+
+
+@contextmanager
+def try_hold_machine(
+    services: MachineServices, machine_id: MachineId, deadline: Deadline | None = None
+) -> Iterator[MachineLayout]:
+    """As hold_machine, waiting until `deadline`, without one not at all."""
+    paths = services.layout.machine(machine_id)
+    with hold_lock(paths.lock, f"the machine {machine_id}", deadline=deadline):
+        try:
+            yield paths
+        finally:
+            if services.records.find(machine_id) is None:
+                paths.lock.unlink(missing_ok=True)
 
 
 def start_machine(
@@ -85,7 +102,6 @@ def start_machine(
     services.layout.machine(spec.id).check_lengths()
     plan_boot_document(spec, None)
     try:
-        services.records.insert(spec)
         return _start_recorded(services, spec, boot, prepare, owner)
     except BaseException:
         # An interrupt can hit anywhere, also before the lock was held: whatever is recorded is undone.
@@ -103,16 +119,19 @@ def _start_recorded(
     prepare: Callable[[MachineLayout], None],
     owner: Owner | None,
 ) -> MachineRecord:
+    # The lock comes before the record: a record whose lock is free has lost its owner.
     with hold_machine(services, spec.id) as paths, ExitStack() as stack:
+        services.records.insert(spec)
         tie = owner or stack.enter_context(open_owner())
         try:
+            _make_folder(paths.state)
             prepare(paths)
             started = _start(services, spec, boot, paths, tie)
             if owner is None:
                 tie.release()
             return started
         except BaseException as error:
-            evidence = _evidence(paths) if isinstance(error, (MachineError, DeadlineError)) else None
+            evidence = _evidence(paths) if _wants_evidence(error) else None
             # A second Ctrl-C must not stop the undoing half-way.
             with _uninterrupted():
                 undo_start(services, spec.id, paths)
@@ -127,7 +146,7 @@ def _start(
     records = services.records
     progress = Progress(started_at_ns=time.time_ns())
     records.update(spec.id, State.STARTING, progress)
-    _make_run_folder(paths)
+    _make_folder(paths.run)
     deadline = Deadline(spec.boot_timeout_s, f"starting {spec.name}")
     attachment = None
     if spec.network is not None:
@@ -161,15 +180,15 @@ def _start(
     return services.records.get(spec.id)
 
 
-def _make_run_folder(paths: MachineLayout) -> None:
+def _make_folder(folder: Path) -> None:
     # What an earlier life of this id left is not reused: ids are not, so nothing may be there.
     try:
-        paths.run.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-        paths.run.mkdir(mode=0o711)
+        folder.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o711)
     except FileExistsError:
-        raise HostError(f"`{paths.run}` exists already", hint="run `firebuild purge`") from None
+        raise HostError(f"`{folder}` exists already", hint="run `firebuild purge`") from None
     except OSError as error:
-        raise map_os_error(error, f"making `{paths.run}`") from error
+        raise map_os_error(error, f"making `{folder}`") from error
 
 
 def _boot(
@@ -227,17 +246,18 @@ def _await_ready(spec: MachineSpec, link: SupervisorLink, deadline: Deadline) ->
             step = str(event.get("name", ""))[:80]
         elif name == "failed":
             code, message = str(event.get("code", ""))[:64], str(event.get("message", ""))[:2000]
-            raise MachineError(f"the guest of {spec.name} could not start: {message}", hint=_failure_hint(code))
+            raise GuestError(
+                f"the guest of {spec.name} could not start: {message}", guest_code=code, hint=_REQUEST_FAULTS.get(code)
+            )
         elif name == "vmm-exit":
             raise MachineError(f"the VMM of {spec.name} ended while its guest was starting (last step: {step})")
 
 
-def _failure_hint(code: str) -> str | None:
-    return {
-        "not-found": "the image's entrypoint does not exist in it: see `firebuild image inspect`, or give a command",
-        "not-executable": "the image's entrypoint is not executable",
-        "no-such-user": "the image's USER is not in its /etc/passwd",
-    }.get(code)
+def _wants_evidence(error: BaseException) -> bool:
+    """Not where the guest said what was wrong with the request: the logs would only bury that."""
+    if isinstance(error, GuestError):
+        return error.guest_code not in _REQUEST_FAULTS
+    return isinstance(error, (MachineError, DeadlineError))
 
 
 def _evidence(paths: MachineLayout) -> str:
@@ -297,8 +317,7 @@ def finish_machine(services: MachineServices, machine_id: MachineId, *, reason: 
     with hold_machine(services, machine_id) as paths:
         record = services.records.find(machine_id)
         if record is None:
-            # Removed while we waited for its lock: the folder that the lock made again goes too.
-            remove_tree(paths.state)
+            # Removed while we waited for its lock.
             return
         if record.state in ENDED:
             return
@@ -391,7 +410,6 @@ def remove_machine(services: MachineServices, record: MachineRecord) -> None:
     with hold_machine(services, spec.id) as paths:
         current = services.records.find(spec.id)
         if current is None:
-            remove_tree(paths.state)
             return
         if current.state not in ENDED:
             if current.alive:

@@ -7,8 +7,7 @@ import logging
 from firebuild.errors import BusyError, FirebuildError
 from firebuild.host.deadline import Deadline
 from firebuild.host.files import remove_tree
-from firebuild.host.locks import hold_lock
-from firebuild.machine.lifecycle import MachineServices, finish_held, undo_start
+from firebuild.machine.lifecycle import MachineServices, finish_held, try_hold_machine, undo_start
 from firebuild.machine.state import ENDED, MachineRecord, State
 from firebuild.names import MachineId
 from firebuild.network.attach import detach_network, list_attachments
@@ -45,14 +44,10 @@ def _owned(record: MachineRecord) -> bool:
 
 
 def _repair(services: MachineServices, seen: MachineRecord) -> bool:
-    paths = services.layout.machine(seen.spec.id)
-    paths.state.mkdir(mode=0o711, parents=True, exist_ok=True)
     # Without waiting: whoever holds the lock is alive and at work on it.
-    with hold_lock(paths.lock, f"the machine {seen.spec.name}"):
+    with try_hold_machine(services, seen.spec.id) as paths:
         record = services.records.find(seen.spec.id)
         if record is None or record.state in ENDED:
-            if record is None:
-                remove_tree(paths.state)
             return False
         if record.state in (State.CREATED, State.STARTING):
             undo_start(services, record.spec.id, paths)
@@ -78,16 +73,17 @@ def _sweep(services: MachineServices) -> list[str]:
             if folder.name not in known and _abandoned(services, folder.name):
                 remove_tree(folder)
                 swept.append(f"folder of the forgotten machine {folder.name}: removed")
+    for lock in services.layout.machine_locks.iterdir():
+        if lock.name not in known:
+            # Looking is enough: a lock whose machine is gone goes with whoever held it last.
+            _abandoned(services, lock.name)
     return swept
 
 
 def _abandoned(services: MachineServices, name: str) -> bool:
     # A record is written before its folder, so a folder without one has no owner, unless the owner just removed the record.
-    lock = services.layout.machine(MachineId(name)).lock
-    if not lock.exists():
-        return True
     try:
-        with hold_lock(lock, f"the machine {name}"):
+        with try_hold_machine(services, MachineId(name)):
             return services.records.find(name) is None
     except BusyError:
         return False

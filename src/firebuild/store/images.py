@@ -8,6 +8,7 @@ OCI image-spec: config.md, manifest.md, image-index.md, annotations.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 REFERENCE_ANNOTATION = "org.opencontainers.image.ref.name"
 _DOCKER_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 _INDEX_LIMIT = 64 << 20
+_ID = re.compile(r"(?:sha256:)?[0-9a-f]{4,64}")
 
 
 class Healthcheck(msgspec.Struct, omit_defaults=True, rename="pascal"):
@@ -198,6 +200,16 @@ class ImageStore:
                 f"there is no image `{reference}`", hint=self._suggest(reference) or "`firebuild image ls` lists them"
             )
         return image
+
+    def get_named(self, text: str) -> Image:
+        """The image that a user means: by reference, else by the beginning of its id. Raises NotFoundError, UsageError."""
+        looks_like_id = _ID.fullmatch(text) is not None
+        if looks_like_id and (text.startswith("sha256:") or len(text) == 64):
+            return self.get_by_id(text)
+        reference = parse_reference(text)
+        if looks_like_id and self.find_image(reference) is None:
+            return self.get_by_id(text)
+        return self.get_image(reference)
 
     def get_by_id(self, prefix: str) -> Image:
         """The image whose configuration's or manifest's digest begins so (with or without `sha256:`).

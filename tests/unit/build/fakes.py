@@ -20,6 +20,7 @@ from firebuild.guest.build import CopyItem, LayerCounts, RunSpec, TreeEntry
 from firebuild.images.archive import open_layer, open_layer_writer
 from firebuild.names import Reference, parse_reference
 from firebuild.store.blobs import BlobStore, Descriptor
+from firebuild.store.caches import CacheStore, CacheWish
 from firebuild.store.database import Database
 from firebuild.store.disks import Disk, DiskStore
 from firebuild.store.images import Image, ImageConfig, ImageStore, RootFs, RunConfig
@@ -67,6 +68,7 @@ class FakeGuest:
         self.disks = disks
         self.layers: dict[str, Tree] = {}
         self.ran: list[RunSpec] = []
+        self.secrets: list[list[bytes]] = []
         self.copies: list[dict[str, Any]] = []
         self.dropped: list[str] = []
         self.applied: list[str] = []
@@ -95,11 +97,22 @@ class FakeGuest:
             self.applied.append(layer)
         return LayerCounts(len(tree), 0)
 
-    def run_layer(self, layer: str, stack: Sequence[str], spec: RunSpec, output: Callable[[str, bytes], None]) -> int:
+    def run_layer(
+        self,
+        layer: str,
+        stack: Sequence[str],
+        spec: RunSpec,
+        output: Callable[[str, bytes], None],
+        *,
+        secrets: Sequence[bytes] = (),
+        started: Callable[[], None] = lambda: None,
+    ) -> int:
         self._check()
         with self._lock:
             self.ran.append(spec)
+            self.secrets.append(list(secrets))
             number = len(self.ran)
+        started()
         tree: Tree = {}
         self.layers[layer] = tree
         command = self.commands.get(spec.argv[-1])
@@ -183,6 +196,31 @@ class FakeMachine:
     guest: Any
     base_drives: list[str]
     result_drives: list[str]
+    cache_drives: list[str]
+
+
+class FakeCaches(CacheStore):
+    """Caches without disks: `attached` holds the names of each machine's."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, root, 1 << 20)
+        self.attached: list[list[str]] = []
+        self.open = 0
+
+    @contextmanager
+    def attach(
+        self,
+        wishes: Sequence[CacheWish],
+        *,
+        waiting: Callable[[str], None] = lambda _: None,
+        renewed: Callable[[str], None] = lambda _: None,
+    ) -> Iterator[list[Path]]:
+        self.attached.append([wish.name for wish in wishes])
+        self.open += 1
+        try:
+            yield [self.root / wish.key for wish in wishes]
+        finally:
+            self.open -= 1
 
 
 @dataclass
@@ -257,6 +295,7 @@ class Workshop:
         self.blobs.ensure()
         self.images = ImageStore(self.blobs)
         self.disks = FakeDisks(self.folder / "disks")
+        self.caches = FakeCaches(self.folder / "caches")
         self.database = Database.open(self.folder / "facts.db")
         self.context = self.folder / "context"
         self.context.mkdir()
@@ -296,7 +335,9 @@ class Workshop:
         return image
 
     @contextmanager
-    def open_machine(self, *, bases: Sequence[Path], results: Sequence[Path], purpose: str) -> Iterator[FakeMachine]:
+    def open_machine(
+        self, *, bases: Sequence[Path], results: Sequence[Path], purpose: str, caches: Sequence[Path] = ()
+    ) -> Iterator[FakeMachine]:
         self.boots += 1
         if self.boot_error is not None:
             raise self.boot_error
@@ -307,7 +348,10 @@ class Workshop:
         self.open_machines += 1
         try:
             yield FakeMachine(
-                guest, [f"base{n}" for n in range(len(bases))], [f"result{n}" for n in range(len(results))]
+                guest,
+                [f"base{n}" for n in range(len(bases))],
+                [f"result{n}" for n in range(len(results))],
+                [f"cache{n}" for n in range(len(caches))],
             )
         finally:
             guest.dead.set()
@@ -334,6 +378,7 @@ class Workshop:
             blobs=self.blobs, images=self.images, disks=self.disks, database=self.database,
             open_build_machine=self.open_machine, resolve_base=self.resolve, ensure_disk=self.ensure_disk,
             disk_key=self.disk_key, disk_size_bytes=1 << 30, check_disk=lambda path: None, clock=self.clock,
+            caches=self.caches,
         )  # fmt: skip
 
     def build(
@@ -358,6 +403,7 @@ class Workshop:
 
     def check_nothing_left(self) -> None:
         assert self.open_machines == 0
+        assert self.caches.open == 0
         assert self.disks.staged == 0
         assert not list((self.folder / "store" / "ingest").iterdir())
         assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("stage ")]

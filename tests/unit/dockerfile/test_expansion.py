@@ -154,7 +154,7 @@ def run_of(text: str) -> nodes.Run:
         ("RUN <<-EOF\n\tx\n\tEOF", RunProgram(("/bin/sh", "-c", "x\n"))),
         (
             "RUN <<EOF\n#!/usr/bin/env python3\nprint()\nEOF",
-            RunProgram(("/dev/pipes/EOF",), "/dev/pipes/EOF", "#!/usr/bin/env python3\nprint()\n"),
+            RunProgram(("/bin/sh", "-c", "/dev/pipes/EOF"), "/dev/pipes/EOF", "#!/usr/bin/env python3\nprint()\n"),
         ),
         ("RUN <<-A cat 3<<B\n\ta\nA\nb\nB", RunProgram(("/bin/sh", "-c", "<<-A cat 3<<B\n\ta\nA\nb\nB"))),
     ],

@@ -6,14 +6,11 @@ from contextlib import ExitStack
 
 import click
 
-from firebuild.cli.options import parse_environment
+from firebuild.cli.options import START_FAILURES, parse_environment
 from firebuild.cli.output import print_error, write_output
 from firebuild.engine.core import Engine
 from firebuild.errors import GuestError
 from firebuild.guest.exec import ExecSpec, open_exec
-
-# Docker's statuses for a command that does not exist and for one that cannot be executed.
-_START_FAILURES = {"not-found": 127, "not-executable": 126, "no-such-directory": 126, "no-such-user": 126}
 
 
 @click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -57,7 +54,7 @@ def exec_(
                 stack.enter_context(terminal.forward_input(session))
             return session.wait(write_output)
     except GuestError as error:
-        if error.guest_code not in _START_FAILURES:
+        if error.guest_code not in START_FAILURES:
             raise
         print_error(error)
-        return _START_FAILURES[error.guest_code]
+        return START_FAILURES[error.guest_code]

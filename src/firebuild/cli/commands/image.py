@@ -32,7 +32,7 @@ def pull(reference: str, tls_verify: bool | None, authfile: Path | None) -> None
 
     with Engine() as engine:
         stored = pull_image(engine, parse_reference(reference), tls_verify=tls_verify, authfile=authfile, report=note)
-    click.echo(stored.manifest_digest)
+    click.echo(stored.id)
 
 
 @image.command("import")
@@ -44,7 +44,7 @@ def import_(file: Path, reference: str) -> None:
 
     with Engine() as engine:
         stored = import_image(engine, file, parse_reference(reference))
-    click.echo(stored.manifest_digest)
+    click.echo(stored.id)
 
 
 @image.command()
@@ -55,7 +55,7 @@ def export(reference: str, output: Path) -> None:
     from firebuild.engine.images import export_image
 
     with Engine() as engine:
-        entries = export_image(engine, parse_reference(reference), output)
+        entries = export_image(engine, reference, output)
     note(f"{entries} entries written to {output}")
 
 
@@ -87,7 +87,7 @@ def ls(quiet: bool, format_name: str) -> None:
 def inspect(reference: str) -> None:
     """Show an image as JSON; its OCI configuration stands under `Config`."""
     with Engine() as engine:
-        stored = engine.images.get_image(parse_reference(reference))
+        stored = engine.images.get_named(reference)
     config = msgspec.to_builtins(stored.config)
     print_json(
         [
@@ -113,7 +113,7 @@ def inspect(reference: str) -> None:
 def tag(source: str, target: str) -> None:
     """Give an image one more reference."""
     with Engine() as engine:
-        stored = engine.images.get_image(parse_reference(source))
+        stored = engine.images.get_named(source)
         engine.images.tag(parse_reference(target), stored.manifest_digest)
 
 

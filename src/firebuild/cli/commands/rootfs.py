@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 @click.option("--target", "--dockerfile-stage", "target", help="The stage to build; without it the last.")
 @click.option("--no-cache", is_flag=True, help="Run every step, whatever is cached.")
 @click.option("--label", "labels", multiple=True, help="Label K=V of the image.")
+@click.option(
+    "--secret", "secrets", multiple=True, help="For RUN --mount=type=secret: id=NAME,src=FILE or id=NAME,env=VARIABLE."
+)
+@click.option("--ssh", "agents", multiple=True, help="For RUN --mount=type=ssh: default, or ID=SOCKET of an agent.")
 @click.option("--network", default="default", show_default=True, help="The network of RUN steps: default or none.")
 @click.option("--progress", default="auto", show_default=True, help="auto, plain, tty, rawjson or quiet.")
 @click.option("--quiet", "-q", is_flag=True, help="Show nothing but the image's id.")
@@ -46,6 +50,8 @@ def rootfs(
     target: str | None,
     no_cache: bool,
     labels: tuple[str, ...],
+    secrets: tuple[str, ...],
+    agents: tuple[str, ...],
     network: str,
     progress: str,
     quiet: bool,
@@ -58,6 +64,7 @@ def rootfs(
     CONTEXT is what COPY and ADD take from: a folder, an archive, a URL of an archive or of a git repository, or `-` for
     an archive on standard input; without it, the Dockerfile's own folder.
     """
+    from firebuild.cli.lending import parse_lent
     from firebuild.cli.options import parse_environment
     from firebuild.engine.builds import RootfsRequest, build_rootfs
 
@@ -65,8 +72,8 @@ def rootfs(
         raise UsageError(f"`{network}` is not a network for RUN steps", hint="choose default or none")
     if format_name not in ("text", "json"):
         raise UsageError(f"`{format_name}` is not a format of the report", hint="choose text or json")
-    if not tags and iidfile is None and not quiet and not check:
-        note("warning: without --tag the result has no name; it can only be found by its id")
+    if not tags and not check:
+        raise UsageError("name the result", hint="--tag org/name:version")
     request = RootfsRequest(
         dockerfile=dockerfile,
         context=context,
@@ -77,6 +84,7 @@ def rootfs(
         labels=dict(label.partition("=")[::2] for label in labels),
         network=network,
         build_contexts=build_contexts,
+        lent=parse_lent(secrets, agents),
     )
     if check:
         _check(request, format_name)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from typing import Any
 
 import click
 
-from firebuild.cli.options import parse_environment
-from firebuild.cli.output import note, write_output
+from firebuild.cli.options import START_FAILURES, parse_environment
+from firebuild.cli.output import note, print_error, write_output
 from firebuild.engine.core import Engine
-from firebuild.errors import UsageError
+from firebuild.errors import GuestError, UsageError
 from firebuild.machine.spec import DEFAULT_MEMORY_MIB, DEFAULT_NETWORK
 from firebuild.names import parse_port_mappings, parse_size
 
@@ -92,7 +93,13 @@ def run(**options: Any) -> int:
         labels=dict(text.partition("=")[::2] for text in options["label"]),
     )
     with Engine() as engine:
-        record = run_machine(engine, request)
+        try:
+            record = run_machine(engine, request)
+        except GuestError as error:
+            if error.guest_code not in START_FAILURES:
+                raise
+            print_error(error)
+            return START_FAILURES[error.guest_code]
         if options["daemonize"]:
             click.echo(record.spec.id)
             return 0
@@ -123,26 +130,47 @@ def _follow(engine: Engine, machine_id: str, *, remove: bool) -> int:
     from firebuild.engine.machines import end_machine, note_end
     from firebuild.engine.machines import remove as remove_machine
     from firebuild.machine.logs import follow_entries
+    from firebuild.machine.supervisor import read_tail
 
     record = engine.machines.records.get(machine_id)
     paths = engine.layout.machine(record.spec.id)
+    broken: BrokenPipeError | None = None
     try:
         for entry in follow_entries(paths):
             write_output(entry.stream, entry.data)
+    except BrokenPipeError as error:
+        # Nobody reads any more: nobody is left to stop the machine later either.
+        broken = error
+        end_machine(engine, machine_id, timeout_s=10)
     except KeyboardInterrupt:
-        note(f"stopping {record.spec.name}; once more to kill it")
-        try:
-            end_machine(engine, machine_id, timeout_s=10)
-        except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            end_machine(engine, machine_id, timeout_s=0)
+        _stop(engine, machine_id, record.spec.name)
     note_end(engine, machine_id)
     ended = engine.machines.records.get(machine_id)
     status = ended.progress.exit_code
     if status is None:
         note(f"{record.spec.name} ended without an exit status: {ended.progress.reason}")
+        console = read_tail(paths.console_log, 15)
+        if console:
+            note(f"last lines of the console:\n{console}")
         status = 125
     if remove:
         remove_machine(engine, machine_id, force=True)
+    if broken is not None:
+        raise broken
     sys.stdout.flush()
     return status
+
+
+def _stop(engine: Engine, machine_id: str, name: str) -> None:
+    """Stop in order; a second interrupt kills."""
+    from firebuild.engine.machines import end_machine
+
+    with contextlib.suppress(OSError):
+        # The terminal may be what has gone.
+        note(f"stopping {name}; once more to kill it")
+    try:
+        end_machine(engine, machine_id, timeout_s=10)
+    except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        end_machine(engine, machine_id, timeout_s=0)

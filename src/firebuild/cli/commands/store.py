@@ -1,10 +1,10 @@
-"""`firebuild fsck`: verify everything that is stored."""
+"""`firebuild fsck|gc`: verify what is stored, and free space."""
 
 from __future__ import annotations
 
 import click
 
-from firebuild.cli.output import note
+from firebuild.cli.output import format_size, note
 from firebuild.engine.core import Engine
 
 
@@ -20,3 +20,21 @@ def fsck(repair: bool) -> int:
         click.echo(problem)
     note("clean" if not problems else f"{len(problems)} problem{'s' if len(problems) != 1 else ''}")
     return 1 if problems else 0
+
+
+@click.command()
+@click.option("--all", "-a", "drop_cache", is_flag=True, help="Drop the build cache too.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+def gc(drop_cache: bool, dry_run: bool) -> None:
+    """Free space: remove disks, layers and files that no named image, no machine and no cached step needs."""
+    from firebuild.engine.store import free_space
+
+    with Engine() as engine:
+        garbage = free_space(engine, drop_cache=drop_cache, dry_run=dry_run)
+    counts = [
+        (len(garbage.disk_keys), "disk"),
+        (len(garbage.blobs), "blob"),
+        (len(garbage.step_keys), "cached step"),
+    ]
+    what = ", ".join(f"{count} {word}{'s' if count != 1 else ''}" for count, word in counts)
+    click.echo(f"{'would remove' if dry_run else 'removed'} {what}: {format_size(garbage.size_bytes)}")

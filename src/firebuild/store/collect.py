@@ -1,0 +1,61 @@
+"""Finding and removing what no name, no machine and no cache record needs any more."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import msgspec
+
+from firebuild.names import Digest
+from firebuild.store.blobs import BlobStore
+from firebuild.store.database import Database
+from firebuild.store.disks import DiskStore
+from firebuild.store.images import ImageStore
+
+
+class Garbage(msgspec.Struct, frozen=True):
+    """What can go. `disk_keys`, `blobs`, `step_keys`: their names; `size_bytes`: what their files occupy."""
+
+    disk_keys: list[str]
+    blobs: list[Digest]
+    step_keys: list[str]
+    size_bytes: int
+
+
+def plan_collection(
+    blobs: BlobStore, disks: DiskStore, database: Database, *, used_disks: Collection[Path], drop_cache: bool
+) -> Garbage:
+    """What nothing needs: disks of no named image that no machine has attached, blobs that no named image and no cached
+    step holds, and with `drop_cache` the cached steps too. Nothing is changed. Raises StoreError where an image is damaged:
+    what it holds cannot be known.
+    """
+    images = ImageStore(blobs).list_images()
+    chains = {image.chain_id for image in images}
+    kept: set[Digest] = set()
+    for image in images:
+        kept |= {image.manifest_digest, image.config_digest, *(layer.digest for layer in image.layers)}
+    rows = database.query("SELECT key, layer_digest FROM steps")
+    if not drop_cache:
+        kept |= {Digest(row["layer_digest"]) for row in rows}
+    size = 0
+    disk_keys = []
+    for key in disks.list_keys():
+        disk = disks.find_disk(key)
+        if disk is not None and disk.chain_id not in chains and disk.path not in used_disks:
+            disk_keys.append(key)
+            size += disk.path.stat().st_blocks * 512
+    doomed = [digest for digest in blobs.list_digests() if digest not in kept]
+    size += sum(blobs.size(digest) for digest in doomed)
+    return Garbage(disk_keys, doomed, [row["key"] for row in rows] if drop_cache else [], size)
+
+
+def collect(garbage: Garbage, blobs: BlobStore, disks: DiskStore, database: Database) -> None:
+    """Remove it: the records first, so that none names what is gone. The caller sees to it that nobody adds meanwhile."""
+    with database.transaction():
+        for key in garbage.step_keys:
+            database.execute("DELETE FROM steps WHERE key = ?", (key,))
+    for key in garbage.disk_keys:
+        disks.remove(key)
+    for digest in garbage.blobs:
+        blobs.remove(digest)
