@@ -215,18 +215,7 @@ mod tests {
         assert!(children.take(8).is_err());
     }
 
-    #[test]
-    fn children_may_open_as_many_files_as_in_a_container() {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: a limit above the host's own needs root");
-            return;
-        }
-        let reaper = Reaper::start().unwrap();
-        let script = "test $(ulimit -Sn) = 1024 && test $(ulimit -Hn) = 524288";
-        let pid = reaper.spawn(Command::new("/bin/sh").args(["-c", script])).unwrap();
-        assert_eq!(reaper.wait(pid).unwrap().code, 0);
-    }
-
+    /// One test for all that starts children: a second reaper in this process would take the first one's exits.
     #[test]
     fn exits_are_never_lost_and_failed_starts_leave_nothing() {
         let reaper = Reaper::start().unwrap();
