@@ -18,6 +18,8 @@ _MS_BIND = 4096
 _MS_REC = 16384
 _MS_SHARED = 1 << 20
 _MNT_DETACH = 2
+# How long an interrupted caller waits for what it started: a few system calls, or a command's own deadline.
+_THREAD_S = 30.0
 T = TypeVar("T")
 
 
@@ -60,7 +62,8 @@ def create_netns(name: str) -> Path:
     try:
         _in_thread(make)
     except BaseException:
-        path.unlink(missing_ok=True)
+        # An interrupt may come when the mount is made already.
+        delete_netns(name)
         raise
     return path
 
@@ -114,15 +117,25 @@ def _in_thread(function: Callable[[], T]) -> T:
     results: list[T] = []
     failures: list[BaseException] = []
 
+    ended = threading.Event()
+
     def body() -> None:
         try:
             results.append(function())
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             failures.append(error)
+        finally:
+            ended.set()
 
     thread = threading.Thread(target=body, name="netns")
-    thread.start()
-    thread.join()
+    try:
+        thread.start()
+        thread.join()
+    except BaseException:
+        # An interrupt ends our waiting, not the thread: whoever undoes its work must not do so while it goes on.
+        if thread.ident is not None:
+            ended.wait(_THREAD_S)
+        raise
     if failures:
         raise failures[0]
     return results[0]
