@@ -125,7 +125,7 @@ pub fn prepare_child(command: &mut Command, setup: ChildSetup) {
         {
             rustix::io::write(&file, b"0")?;
         }
-        // Refused only where we are not root, in tests.
+        // Refused only where we may not raise it, in tests.
         let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, OPEN_FILES);
         if setup.new_session {
             rustix::process::setsid()?;

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -66,13 +66,12 @@ class AgentLoan:
         thread.start()
 
     def _serve(self) -> None:
-        """Take one connection after another; while this one is busy, another thread waits for the next."""
-        if self._take():
-            self._spawn()
-            while self._take():
+        """Take one connection after another; while the first is being served, another thread waits for the next."""
+        if self._take(self._spawn):
+            while self._take(lambda: None):
                 pass
 
-    def _take(self) -> bool:
+    def _take(self, connected: Callable[[], None]) -> bool:
         """Wait for a connection and serve it. False: there will be no more, for the step has ended, or the guest."""
         try:
             with self._guest.accept_agent(self._name) as stream:
@@ -82,6 +81,7 @@ class AgentLoan:
                     self._streams.add(stream)
                 try:
                     stream.expect(FrameType.REPLY)
+                    connected()
                     # A client that breaks off, or an agent that has gone: the client sees what that means for it.
                     with suppress(FirebuildError, OSError):
                         self._relay(stream)
