@@ -42,6 +42,8 @@ def build_image(request: BuildRequest, services: BuildServices, reporter: Report
         with reporter.step(f"[internal] load build definition from {neutralise(request.name)}"):
             dockerfile = parse_dockerfile(request.dockerfile, request.name)
         plan = plan_request(request, dockerfile, services, reporter)
+        for name in request.no_cache_filter:
+            dockerfile.get_target(name)  # it must exist
         for warning in plan.warnings:
             reporter.warn(warning)
         trees = resources.enter_context(ContextTrees(request, plan))
@@ -86,9 +88,13 @@ def _execute(
     disk: Disk | None = None
     session = BuildSession(services, plan, reporter, make_disk=request.make_disk)
     runner = StepRunner(
-        dockerfile, session, services.blobs, trees, services.clock, request.lent, mounts, epoch_s=plan.epoch_s
-    )
-    execution = Execution(plan, cache, session, runner, reporter, selections, mounts, platform=str(request.platform))
+        dockerfile, session, services.blobs, trees, services.clock, request.lent, mounts, epoch_s=plan.epoch_s,
+        ca_bundle=request.ca_bundle,
+    )  # fmt: skip
+    execution = Execution(
+        plan, cache, session, runner, reporter, selections, mounts, platform=str(request.platform),
+        fresh_stages={dockerfile.get_target(name).index for name in request.no_cache_filter},
+    )  # fmt: skip
     # Left in this order: the machine is killed first, so that no thread waits for it.
     with execution, session:
         try:
@@ -103,7 +109,8 @@ def _execute(
     cache.save_uses()
     if disk is None and request.make_disk and result.layers:
         disk = _find_or_make_disk(services, image, reporter)
-    return BuildResult(image, disk, execution.steps, execution.cached, session.booted)
+    bases = [(base.reference or base.manifest_digest, base.manifest_digest) for base in plan.images]
+    return BuildResult(image, disk, execution.steps, execution.cached, session.booted, bases)
 
 
 def _commit(

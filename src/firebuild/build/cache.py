@@ -47,10 +47,13 @@ class StepCache:
         with lock:
             yield
 
-    def find_step(self, key: str) -> StepRecord | None:
-        """The record of a key whose layer is in the store, or None. save_uses notes that it was used."""
+    def find_step(self, key: str, *, fresh_only: bool = False) -> StepRecord | None:
+        """The record of a key whose layer is in the store, or None. save_uses notes that it was used.
+
+        `fresh_only`: as for an object that does not use the cache.
+        """
         fresh = self._fresh.get(key)
-        if fresh is not None or not self._use_cache:
+        if fresh is not None or fresh_only or not self._use_cache:
             return fresh
         row = self._database.query_one(
             "SELECT layer_digest, diff_id, layer_size, media_type, created_at_ns FROM steps WHERE key = ?", (key,)

@@ -49,6 +49,8 @@ def make_options(request: BuildRequest, target: str | None) -> PlanOptions:
         labels=request.labels,
         target=target,
         network=request.network,
+        pre_commands=tuple(request.pre_commands),
+        post_commands=tuple(request.post_commands),
         contexts={
             name: source.reference if isinstance(source, ImageContext) else ContextSource(name)
             for name, source in request.contexts.items()

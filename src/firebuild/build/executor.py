@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 
 import msgspec
@@ -67,7 +67,9 @@ class Execution:
     def __init__(
         self, plan: Plan, cache: StepCache, session: BuildSession, runner: StepRunner, reporter: Reporter,
         selections: Mapping[str, Selection], mounts: MountSelections, *, platform: str,
+        fresh_stages: Collection[int] = (),
     ) -> None:  # fmt: skip
+        """`fresh_stages`: their steps run, whatever is cached."""
         self._plan = plan
         self._cache = cache
         self._session = session
@@ -76,6 +78,7 @@ class Execution:
         self._selections = selections
         self._mounts = mounts
         self._platform = platform
+        self._fresh_stages = frozenset(fresh_stages)
         self._slots = {stage.index: _Slot() for stage in plan.stages}
         self._inbox: queue.SimpleQueue[PlannedStage | BaseException | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
@@ -159,7 +162,8 @@ class Execution:
         for step in stage.steps:
             if self._stopping.is_set():
                 raise Canceled
-            layer, created_at_ns = self._run_step(step, layers, on_base=len(layers) == base_count)
+            fresh = stage.index in self._fresh_stages
+            layer, created_at_ns = self._run_step(step, layers, on_base=len(layers) == base_count, fresh=fresh)
             layers.append(layer)
             times.append(created_at_ns)
         return StageResult(tuple(layers), tuple(times))
@@ -174,7 +178,9 @@ class Execution:
             report.cached()
         return list_layers(stage.base), []
 
-    def _run_step(self, step: PlannedStep, below: list[ResultLayer], *, on_base: bool) -> tuple[ResultLayer, int]:
+    def _run_step(
+        self, step: PlannedStep, below: list[ResultLayer], *, on_base: bool, fresh: bool
+    ) -> tuple[ResultLayer, int]:
         selection = self._selections.get(step.id)
         source = self._find_source(step)
         mounted = self._find_mounted(step)
@@ -193,18 +199,19 @@ class Execution:
         with self._cache.hold_key(key), self._turns:
             if self._stopping.is_set():
                 raise Canceled
-            record = self._cache.find_step(key)
+            record = self._cache.find_step(key, fresh_only=fresh)
             self._count_step(cached=record is not None)
-            with self._reporter.step(step.title) as report:
-                if record is not None:
+            if record is not None:
+                with self._reporter.step(step.title) as report:
                     self._session.note_done(step.id)
                     report.cached()
-                    return record.layer, record.created_at_ns
-                reason = self._cache.explain(key, explanation)
+                return record.layer, record.created_at_ns
+            self._prepare(step, below)
+            with self._reporter.step(step.title) as report:
+                reason = None if fresh else self._cache.explain(key, explanation)
                 if reason:
                     report.note(f"rebuilt: {reason}")
                 try:
-                    self._runner.check_lent(self._plan, step)
                     layer = self._runner.run(step, report, below, selection=selection, source=source, mounted=mounted)
                 except FirebuildError as error:
                     if self._stopping.is_set():
@@ -213,6 +220,21 @@ class Execution:
                     raise
                 record = self._cache.save_step(key, explanation, layer)
                 return layer, record.created_at_ns
+
+    def _prepare(self, step: PlannedStep, below: Sequence[ResultLayer]) -> None:
+        """What must be there before the step, each reported on its own: the machine, and the layers that it lies on."""
+        try:
+            self._runner.check_lent(self._plan, step)
+        except FirebuildError:
+            with self._reporter.step(step.title):
+                raise
+        linked = isinstance(step.action, CopyAction) and step.action.link
+        try:
+            self._session.ensure_stack([] if linked else below)
+        except FirebuildError as error:
+            if self._stopping.is_set():
+                raise Canceled from error
+            raise
 
     def _count_step(self, *, cached: bool) -> None:
         with self._count:

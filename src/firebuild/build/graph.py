@@ -14,7 +14,7 @@ from firebuild.dockerfile.errors import shown
 from firebuild.dockerfile.platforms import is_same_platform, parse_platform
 from firebuild.dockerfile.scope import GlobalScope, Platform
 from firebuild.dockerfile.stages import SCRATCH, Dockerfile, Stage, parse_trigger, relocate
-from firebuild.errors import BuildError, DockerfileError, UsageError
+from firebuild.errors import BuildError, DockerfileError, NotFoundError, UsageError
 from firebuild.names import Reference, parse_reference
 from firebuild.store.images import Image
 
@@ -130,7 +130,7 @@ def _find_base(
         return base, _parse_triggers(own, stage)
     if base_name == SCRATCH:
         return None, []
-    image = ask(_parse_image_name(base_name))
+    image = _ask_or_suggest(dockerfile, stage, base_name, ask)
     return image, _parse_triggers(image.config.config.on_build, stage)
 
 
@@ -149,7 +149,24 @@ def _find_source(
         if context is None:
             raise DockerfileError(f"the build context {shown(name)} is `scratch`: there is nothing to copy")
         return context
-    return ask(_parse_image_name(name))
+    return _ask_or_suggest(dockerfile, stage, name, ask)
+
+
+def _ask_or_suggest(dockerfile: Dockerfile, stage: Stage, name: str, ask: GetImage) -> Image:
+    """The image of that name. Where there is none, a name that could be a stage's is compared with those there are."""
+    reference = _parse_image_name(name)
+    try:
+        return ask(reference)
+    except NotFoundError as error:
+        earlier = dockerfile.stages[: stage.index]
+        hint = dockerfile.suggest_stage(name, earlier) if "/" not in name and ":" not in name else None
+        if hint is None:
+            raise
+        raise NotFoundError(
+            f"{shown(name)} is none of the stages above, and as an image: {error.message}",
+            hint=hint,
+            details=error.details,
+        ) from error
 
 
 def _parse_image_name(text: str) -> Reference:

@@ -12,7 +12,7 @@ import msgspec
 
 from firebuild.build.copy import InlineContent
 from firebuild.build.graph import GetImage, GraphNode, plan_graph
-from firebuild.build.imageconfig import StageConfig, join_path
+from firebuild.build.imageconfig import DEFAULT_SHELL, StageConfig, join_path
 from firebuild.build.mounts import MountPlanner, agent_variable
 from firebuild.build.place import located
 from firebuild.build.sources.url import redact_urls
@@ -50,7 +50,8 @@ from firebuild.store.images import Image
 
 class PlanOptions(msgspec.Struct, frozen=True):
     """What the user chose. `network`: default or none, for RUNs without a --network of their own; `name`: names the
-    Dockerfile across builds, to explain misses; `contexts`: named contexts, None for scratch."""
+    Dockerfile across builds, to explain misses; `contexts`: named contexts, None for scratch; `pre_commands`,
+    `post_commands`: what the target runs before and after its own steps."""
 
     name: str
     platform: Platform
@@ -59,6 +60,8 @@ class PlanOptions(msgspec.Struct, frozen=True):
     target: str | None = None
     network: str = "default"
     contexts: Mapping[str, ContextSource | Reference | None] = {}
+    pre_commands: tuple[str, ...] = ()
+    post_commands: tuple[str, ...] = ()
 
 
 def plan_build(dockerfile: Dockerfile, options: PlanOptions, get_image: GetImage) -> Plan:
@@ -71,7 +74,7 @@ def plan_build(dockerfile: Dockerfile, options: PlanOptions, get_image: GetImage
     planners: dict[int, _StagePlanner] = {}
     for node in graph:
         parent = planners[node.base.index] if isinstance(node.base, Stage) else None
-        planner = _StagePlanner(dockerfile, options, scope, node, parent)
+        planner = _StagePlanner(dockerfile, options, scope, node, parent, is_target=node.stage is target)
         planners[node.stage.index] = planner
         stages[node.stage.index] = planner.plan()
     if options.labels:
@@ -141,6 +144,8 @@ class _StagePlanner:
         global_scope: GlobalScope,
         node: GraphNode,
         parent: _StagePlanner | None,
+        *,
+        is_target: bool,
     ) -> None:
         self.dockerfile = dockerfile
         self.options = options
@@ -160,18 +165,23 @@ class _StagePlanner:
         self.steps: list[PlannedStep] = []
         self.mounts = MountPlanner(options.name, self.find_origin)
         made = (nodes.Run, nodes.Copy, nodes.Add, nodes.Workdir)
-        self.total = int(isinstance(node.base, Image | ContextSource)) + sum(
-            isinstance(each, made) for each in node.instructions
-        )
+        self.before = options.pre_commands if is_target else ()
+        self.after = options.post_commands if is_target else ()
+        self.total = int(isinstance(node.base, Image | ContextSource)) + len(self.before) + len(self.after)
+        self.total += sum(isinstance(each, made) for each in node.instructions)
         self.number = 0
 
     def plan(self) -> PlannedStage:
         from_title = self.title(f"FROM {_base_text(self.node.base)}") if isinstance(self.node.base, Image) else ""
         if isinstance(self.node.base, ContextSource):
             self.take_context(self.node.base)
+        for command in self.before:
+            self.take_command(command, "--pre-build-command")
         for index, instruction in enumerate(self.node.instructions):
             with located(self.dockerfile, instruction.location):
                 self.take(instruction, on_build=index < self.node.triggers)
+        for command in self.after:
+            self.take_command(command, "--post-build-command")
         base = self.node.base
         return PlannedStage(
             index=self.node.stage.index,
@@ -222,7 +232,7 @@ class _StagePlanner:
             user=config.user,
             workdir=config.working_dir or "/",
             network=network,
-            proxies=tuple(pair for pair in self.proxies if pair.partition("=")[0] not in environment),
+            proxies=self.missing_proxies(),
             mounts=mounts,
             script=script,
         )
@@ -230,6 +240,32 @@ class _StagePlanner:
         prefix = [f"|{len(arguments)}", *arguments] if arguments else []
         self.state.add_history("RUN " + " ".join([*prefix, *argv]) + " # buildkit", layer=True)
         self.add_step(run, action, display, on_build)
+
+    def missing_proxies(self) -> tuple[str, ...]:
+        """The proxy variables that no ENV and no ARG sets."""
+        return tuple(pair for pair in self.proxies if pair.partition("=")[0] not in self.scope.run_environment)
+
+    def take_command(self, command: str, option: str) -> None:
+        """A command that no instruction names: as root, in `/`, by /bin/sh, with the variables that are set here."""
+        action = RunAction(
+            argv=(*DEFAULT_SHELL, command),
+            env=tuple(sorted(f"{name}={value}" for name, value in self.scope.run_environment.items())),
+            user="0:0",
+            workdir="/",
+            network="none" if self.options.network == "none" else "default",
+            proxies=self.missing_proxies(),
+        )
+        self.state.add_history(f"RUN {' '.join(action.argv)} # firebuild {option}", layer=True)
+        step = PlannedStep(
+            id=f"{self.node.stage.index}/{len(self.steps)}",
+            title=self.title(f"{option} {' '.join(command.split())}"),
+            text=f"{option} {command}",
+            location=self.node.stage.location,
+            action=action,
+            args={},
+            position=f"{self.options.name}#{self.node.stage.label}/{len(self.steps)}",
+        )
+        self.steps.append(step)
 
     def take_context(self, context: ContextSource) -> None:
         """A stage that builds upon a named context begins with a copy of all of it."""

@@ -47,6 +47,7 @@ class StepRunner:
         lent: Lent,
         mounts: MountSelections,
         epoch_s: int | None = None,
+        ca_bundle: str | None = None,
     ) -> None:
         self._dockerfile = dockerfile
         self._session = session
@@ -56,6 +57,7 @@ class StepRunner:
         self._lent = lent
         self._mounts = StepMounts(session, contexts, lent, mounts)
         self._epoch_s = epoch_s
+        self._ca_bundle = ca_bundle
 
     def check_lent(self, plan: Plan, step: PlannedStep) -> None:
         """Raises BuildError, with its place, if this step, which has to run, or one that follows from it requires what nobody
@@ -152,6 +154,7 @@ class StepRunner:
                 user=action.user,
                 workdir=action.workdir,
                 network=action.network,
+                ca_bundle=self._ca_bundle,
                 mounts=ready.mounts,
             )
             code = guest.run_layer(name, stack, spec, log.take, secrets=ready.secrets, started=ready.start)
@@ -169,7 +172,10 @@ class StepRunner:
         elif code == 126:
             hint = "126 means that a file cannot be executed"
         elif code == _SIGNAL_BASE + 9:
-            hint = "137 means that it was killed: the build machine may need more memory"
+            hint = (
+                "137 means that it was killed, mostly because the build machine ran out of memory: "
+                "give it more with --mem, or FIREBUILD_BUILD_MEM"
+            )
         details = "\n".join([*output, placed.details or ""]).rstrip()
         return StepFailedError(placed.message, status=code, hint=hint, details=details)
 

@@ -16,7 +16,7 @@ from firebuild.build.tree import ContextTree
 from firebuild.dockerfile.scope import Platform
 from firebuild.events.progress import NullSink, ProgressSink
 from firebuild.guest.build import BuildGuest
-from firebuild.names import Reference
+from firebuild.names import Digest, Reference
 from firebuild.store.blobs import BlobStore
 from firebuild.store.caches import CacheStore
 from firebuild.store.database import Database
@@ -90,7 +90,9 @@ class BuildRequest:
     result's names; `labels`: added to the image; `network`: default or none, for every RUN; `ignore_name`: the
     Dockerfile's path relative to the context, for `<name>.dockerignore`; `identity`: names this Dockerfile across
     builds, to explain misses (`name` where empty); `make_disk`: whether the root disk is wanted too;
-    `lent`: secrets and SSH agents for the mounts of RUNs.
+    `lent`: secrets and SSH agents for the mounts of RUNs; `no_cache_filter`: stages, by name or index, whose steps all
+    run; `pre_commands`, `post_commands`: run by the shell before and after the target's own steps; `ca_bundle`: PEM text
+    that RUNs trust, in no image and no key.
     """
 
     dockerfile: bytes
@@ -111,15 +113,20 @@ class BuildRequest:
     identity: str = ""
     make_disk: bool = True
     lent: Lent = field(default_factory=Lent)
+    no_cache_filter: Sequence[str] = ()
+    pre_commands: Sequence[str] = ()
+    post_commands: Sequence[str] = ()
+    ca_bundle: str | None = None
 
 
 @dataclass(frozen=True)
 class BuildResult:
     """`steps`: layers of the needed stages; `cached`: how many of them were there already; `booted`: whether a build machine
-    was needed; `disk`: None without layers or if none was wanted."""
+    was needed; `disk`: None without layers or if none was wanted; `bases`: names and digests of the images it used."""
 
     image: Image
     disk: Disk | None
     steps: int
     cached: int
     booted: bool
+    bases: Sequence[tuple[str, Digest]] = ()

@@ -39,6 +39,7 @@ class Settings(msgspec.Struct, frozen=True):
     build_network: str
     root_disk_bytes: int
     cache_disk_bytes: int
+    trust_host_ca: bool
 
 
 def _count(text: str) -> int:
@@ -46,6 +47,12 @@ def _count(text: str) -> int:
     if value < 1:
         raise ValueError("it must be at least 1")
     return value
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in ("0", "1", "true", "false", "yes", "no"):
+        raise ValueError("it must be true or false")
+    return text.lower() in ("1", "true", "yes")
 
 
 def _seconds(text: str) -> float:
@@ -69,6 +76,7 @@ SETTINGS = (
     Setting("build_network", "FIREBUILD_BUILD_NETWORK", str, "machine-builds", "the network of build machines"),
     Setting("root_disk_bytes", "FIREBUILD_ROOT_DISK", parse_size, 8 << 30, "size of root disks (sparse)"),
     Setting("cache_disk_bytes", "FIREBUILD_CACHE_DISK", parse_size, 16 << 30, "size of the disks of cache mounts (sparse)"),
+    Setting("trust_host_ca", "FIREBUILD_TRUST_HOST_CA", _switch, False, "whether build steps trust this host's certificates"),
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from firebuild.errors import DockerfileError, NotFoundError
 
 RESERVED_STAGE_NAMES = ("context", "scratch")
 SCRATCH = "scratch"
+MAX_STAGES_SHOWN = 20
 _INDEX = re.compile(r"[+-]?[0-9]{1,18}")
 
 
@@ -107,12 +108,20 @@ class Dockerfile(msgspec.Struct, frozen=True):
         if found is None and _INDEX.fullmatch(name) and 0 <= int(name) < len(self.stages):
             found = self.stages[int(name)]
         if found is None:
-            names = [stage.name for stage in self.stages if stage.name]
             raise NotFoundError(
-                f"{self.source.name} has no stage {shown(name)}",
-                hint=did_you_mean(name, names) or ("its stages are " + ", ".join(names) if names else None),
+                f"{self.source.name} has no stage {shown(name)}", hint=self.suggest_stage(name, self.stages)
             )
         return found
+
+    @staticmethod
+    def suggest_stage(name: str, stages: Sequence[Stage]) -> str | None:
+        """The hint for a name that is none of these stages: one like it, and which there are."""
+        names = [stage.name or str(stage.index) for stage in stages]
+        if not names:
+            return None
+        listed = f"the stages are {', '.join(names[:MAX_STAGES_SHOWN])}{' …' if len(names) > MAX_STAGES_SHOWN else ''}"
+        near = did_you_mean(name, [stage.name for stage in stages if stage.name])
+        return f"{near} {listed}" if near else listed
 
     def _find_last(self, name: str) -> Stage | None:
         wanted = name.lower()

@@ -18,21 +18,23 @@ from firebuild.build.sources.inputs import InputOpener
 from firebuild.build.sources.remote import RemoteSources
 from firebuild.build.sources.scratch import Scratch
 from firebuild.build.sources.spec import parse_context, parse_dockerfile_source, parse_named_context
-from firebuild.dockerfile.scope import Platform
+from firebuild.dockerfile.scope import PROXY_NAMES, Platform
+from firebuild.engine.bases import resolve_base
 from firebuild.engine.core import Engine
-from firebuild.engine.disks import ensure_root_disk, open_machine, root_disk_key
-from firebuild.engine.images import host_architecture, pull_image
-from firebuild.errors import ImageError, NotFoundError
+from firebuild.engine.disks import MachineWish, ensure_root_disk, open_machine, root_disk_key
+from firebuild.engine.images import host_architecture
 from firebuild.events.progress import NullSink, ProgressSink, Reporter
+from firebuild.host.trust import load_ca_bundle
 from firebuild.names import Reference
 from firebuild.store.disk_check import check_disk
-from firebuild.store.images import Image
 from firebuild.store.view import BuildConfig, ensure_view, make_metadata
 
 
 class RootfsRequest(msgspec.Struct, frozen=True):
     """What `rootfs` is asked for. `dockerfile`, `context`: as firebuild.build.sources.spec reads them, a path, a URL, `-`
-    or a Dockerfile's text; None: the other's. `build_contexts`: `name=source`; `lent`: secrets and SSH agents."""
+    or a Dockerfile's text; None: the other's. `build_contexts`: `name=source`; `lent`: secrets and SSH agents; `pull`: base
+    images anew; `machine`: how large the build machine is; `trust_host_ca`: None as the settings say; `proxies`: build
+    arguments that nobody wrote. The others as BuildRequest."""
 
     dockerfile: str | None
     context: str | None
@@ -44,6 +46,13 @@ class RootfsRequest(msgspec.Struct, frozen=True):
     network: str = "default"
     build_contexts: Sequence[str] = ()
     lent: Lent = Lent()
+    no_cache_filter: Sequence[str] = ()
+    pull: bool = False
+    machine: MachineWish = MachineWish()
+    pre_commands: Sequence[str] = ()
+    post_commands: Sequence[str] = ()
+    trust_host_ca: bool | None = None
+    proxies: Mapping[str, str] = {}
 
 
 def build_rootfs(
@@ -56,24 +65,29 @@ def build_rootfs(
         engine.repair()
         reporter = Reporter(progress or NullSink())
         with open_build_request(engine, request, reporter, stdin=stdin) as wanted:
-            result = _build(engine, wanted, reporter)
+            result = _build(engine, request, wanted, reporter)
             if result.disk is not None:
-                facts = BuildConfig(build_args=dict(request.build_args), dockerfile=wanted.name)
+                facts = BuildConfig(
+                    build_args={k: v for k, v in request.build_args.items() if k.upper() not in PROXY_NAMES},
+                    dockerfile=wanted.name,
+                    pre_build_commands=list(request.pre_commands),
+                    post_build_commands=list(request.post_commands),
+                )
                 for tag in request.tags:
                     metadata = make_metadata(result.image, tag, kind="rootfs", disk=result.disk, build=facts)
                     ensure_view(engine.layout.rootfs, tag, result.disk, metadata)
         return result
 
 
-def _build(engine: Engine, wanted: BuildRequest, reporter: Reporter) -> BuildResult:
+def _build(engine: Engine, request: RootfsRequest, wanted: BuildRequest, reporter: Reporter) -> BuildResult:
     services = BuildServices(
         blobs=engine.blobs,
         images=engine.images,
         disks=engine.disks,
         database=engine.database,
-        open_build_machine=partial(open_machine, engine, network=True),
-        resolve_base=lambda reference: _resolve(engine, reference),
-        ensure_disk=lambda image: ensure_root_disk(engine, image),
+        open_build_machine=partial(open_machine, engine, network=True, wish=request.machine),
+        resolve_base=partial(resolve_base, engine, pull=request.pull),
+        ensure_disk=lambda image: ensure_root_disk(engine, image, wish=request.machine),
         disk_key=lambda chain_id: root_disk_key(engine, chain_id),
         disk_size_bytes=engine.settings.root_disk_bytes,
         check_disk=check_disk,
@@ -95,6 +109,7 @@ def open_build_request(
     context = None if request.context is None else parse_context(request.context, os.path.exists)
     contexts = dict(parse_named_context(text, os.path.exists) for text in request.build_contexts)
     ssh = caller_ssh_access(os.environ)
+    trust = engine.settings.trust_host_ca if request.trust_host_ca is None else request.trust_host_ca
     with ExitStack() as resources:
         scratch = resources.enter_context(Scratch(engine.layout.scratch))
         own = resources.enter_context(RemoteSources(scratch, ssh))
@@ -107,7 +122,7 @@ def open_build_request(
             contexts=contexts,
             open_tree=opener.open_tree,
             remote=resources.enter_context(RemoteSources(scratch, ssh, rank=inputs.rank)),
-            build_args=request.build_args,
+            build_args={**request.proxies, **request.build_args},
             target=request.target,
             tags=request.tags,
             no_cache=request.no_cache,
@@ -116,19 +131,8 @@ def open_build_request(
             platform=Platform("linux", host_architecture()),
             identity=inputs.identity,
             lent=request.lent,
+            no_cache_filter=request.no_cache_filter,
+            pre_commands=request.pre_commands,
+            post_commands=request.post_commands,
+            ca_bundle=load_ca_bundle() if trust else None,
         )
-
-
-def _resolve(engine: Engine, reference: Reference) -> Image:
-    """The stored image of that reference; else the registry's. Raises NotFoundError, ImageError."""
-    image = engine.images.find_image(reference)
-    if image is not None:
-        return image
-    try:
-        return pull_image(engine, reference, tls_verify=None, authfile=None, report=lambda _: None)
-    except ImageError as error:
-        raise NotFoundError(
-            f"the base image `{reference}` is not stored and could not be pulled: {error.message}",
-            hint=f"import it: firebuild image import FILE {reference}",
-            details=error.details,
-        ) from error

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
 from firebuild.engine.core import Engine
 from firebuild.engine.kernels import get_boot
 from firebuild.host.files import require_free
@@ -19,21 +21,34 @@ from firebuild.store.images import Image
 _SPARE_BYTES = 512 << 20
 
 
+class MachineWish(msgspec.Struct, frozen=True):
+    """What a user wants of a build machine; None: as the settings say. `disk_bytes`: of its work disk."""
+
+    memory_mib: int | None = None
+    cpus: int | None = None
+    disk_bytes: int | None = None
+    network: str | None = None
+    kernel: str | None = None
+
+
+NO_WISH = MachineWish()
+
+
 @contextmanager
 def open_machine(
     engine: Engine, *, bases: Sequence[Path], results: Sequence[Path], purpose: str, caches: Sequence[Path] = (),
-    network: bool = False,
+    network: bool = False, wish: MachineWish = NO_WISH,
 ) -> Iterator[BuildMachine]:  # fmt: skip
-    """A build machine with the sizes that the settings give. `network`: whether it gets the build network."""
+    """A build machine with the sizes that the settings or `wish` give. `network`: whether it gets the build network."""
     settings = engine.settings
     require_free(engine.layout.state, _SPARE_BYTES, purpose)
-    kernel, boot = get_boot(engine, None)
+    kernel, boot = get_boot(engine, wish.kernel)
     size = BuildMachineSize(
-        cpus=settings.build_cpus,
-        memory_mib=settings.build_memory_mib,
-        network=settings.build_network if network else None,
+        cpus=wish.cpus or settings.build_cpus,
+        memory_mib=wish.memory_mib or settings.build_memory_mib,
+        network=(wish.network or settings.build_network) if network else None,
         boot_timeout_s=settings.boot_timeout_s,
-        work_bytes=settings.build_disk_bytes,
+        work_bytes=wish.disk_bytes or settings.build_disk_bytes,
     )
     with open_build_machine(
         engine.machines, boot, size, kernel_name=kernel.name, kernel_args=DEFAULT_KERNEL_ARGS,
@@ -53,7 +68,9 @@ def find_root_disk(engine: Engine, chain_id: str) -> Disk | None:
     return engine.disks.find_disk(root_disk_key(engine, chain_id)[0])
 
 
-def ensure_root_disk(engine: Engine, image: Image, report: Callable[[str], None] = lambda _: None) -> Disk:
+def ensure_root_disk(
+    engine: Engine, image: Image, report: Callable[[str], None] = lambda _: None, *, wish: MachineWish = NO_WISH
+) -> Disk:
     """The image's root disk, made in a build machine if it does not exist yet. `report`: told before that starts."""
     key, parameters = root_disk_key(engine, image.chain_id)
     disk = engine.disks.find_disk(key)
@@ -61,7 +78,7 @@ def ensure_root_disk(engine: Engine, image: Image, report: Callable[[str], None]
         return disk
     report(f"making the disk of {image.reference or image.manifest_digest[:19]}")
     with engine.disks.stage(engine.settings.root_disk_bytes) as staged:
-        with open_machine(engine, bases=[], results=[staged.path], purpose="making a root disk") as machine:
+        with open_machine(engine, bases=[], results=[staged.path], purpose="making a root disk", wish=wish) as machine:
             _write_layers(engine, image, machine)
         check_disk(staged.path)
         return staged.publish(key, {"chain_id": image.chain_id, "parameters": parameters})

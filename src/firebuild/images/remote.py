@@ -7,7 +7,7 @@ from pathlib import Path
 
 from firebuild.errors import ImageError, ProcessError, RegistryError
 from firebuild.host.process import run
-from firebuild.images.skopeo import classify_failure, is_loopback
+from firebuild.images.skopeo import classify_failure, describe_failure, is_loopback
 from firebuild.names import Reference
 
 DEFAULT_TIMEOUT_S = 60.0
@@ -41,7 +41,7 @@ def load_remote_config(
             f"the configuration of the image `{reference}` cannot be read from its registry",
             reason=reason,
             hint=hint,
-            details=error.details,
+            details=describe_failure(error.details or ""),
         ) from error
     if len(output) > _CONFIG_LIMIT:
         raise ImageError(f"the configuration of the image `{reference}` is larger than {_CONFIG_LIMIT >> 10} KiB")

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import msgspec
 
 from firebuild.errors import ConflictError, DiskFullError, FirebuildError, ImageError, RegistryError, StoreError
+from firebuild.events.text import neutralise
 from firebuild.host.deadline import Deadline
 from firebuild.host.files import map_os_error, publish, write_atomic
 from firebuild.host.process import start
@@ -90,12 +91,25 @@ _REASONS = (
 )
 
 
+_LOG_LINE = re.compile(r'msg="((?:[^"\\]|\\.)*)"')
+
+
 def classify_failure(stderr: str) -> tuple[str, str | None]:
     """The reason and a hint for what skopeo wrote when it failed; `other` if it is not one of the known ones."""
     for pattern, reason, hint in _REASONS:
         if re.search(pattern, stderr, re.IGNORECASE):
             return reason, hint
     return "other", None
+
+
+def describe_failure(stderr: str) -> str | None:
+    """What skopeo said in the end, without its log's form: `the registry said: …`. None if it said nothing."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    if not lines:
+        return None
+    match = _LOG_LINE.search(lines[-1])
+    text = match[1].replace('\\"', '"') if match else lines[-1]
+    return f"skopeo says: {neutralise(text)[:500]}"
 
 
 def pull(
@@ -244,7 +258,9 @@ def _copy(
     argv = ["skopeo", *policy, *options, "--tmpdir", os.fspath(temporary), "copy", *flags, source, target]
     deadline = Deadline(timeout_s, f"moving {subject}")
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
-    status = _run_lines(argv, deadline, progress or (lambda _: None), tail.append)
+    show = progress or (lambda _: None)
+    # What it logs is for the error; a user gets that in a sentence.
+    status = _run_lines(argv, deadline, lambda line: None if line.startswith("time=") else show(line), tail.append)
     if status != 0:
         raise _failure(subject, status, "\n".join(tail))
 
@@ -314,7 +330,7 @@ def _failure(subject: str, status: int, stderr: str) -> FirebuildError:
         "damaged": f"{subject} arrived damaged: its content does not match its digest",
     }
     message = words.get(reason, f"{subject} cannot be moved: skopeo failed with exit status {status}")
-    return RegistryError(message, reason=reason, hint=hint, details=stderr)
+    return RegistryError(message, reason=reason, hint=hint, details=describe_failure(stderr))
 
 
 def _ensure_policy(stage: Path) -> list[str]:

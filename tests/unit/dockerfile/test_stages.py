@@ -66,7 +66,7 @@ def test_target() -> None:
     assert parsed.get_target("2").index == 2
     with pytest.raises(NotFoundError, match="no stage `mad`") as caught:
         parsed.get_target("mad")
-    assert caught.value.hint == "did you mean `mid`?"
+    assert caught.value.hint == "did you mean `mid`? the stages are base, mid, 2, base, last"
 
 
 def test_directive() -> None:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from firebuild.cli.output import note, print_json
 from firebuild.cli.renderers import open_renderer
+from firebuild.cli.retired import BUILD_OPTIONS, retired_options
+from firebuild.cli.template import check_template, is_template, render_template
 from firebuild.engine.core import Engine
 from firebuild.errors import UsageError
-from firebuild.names import parse_reference
+from firebuild.names import parse_reference, parse_size
 
 if TYPE_CHECKING:
     from firebuild.engine.builds import RootfsRequest
+    from firebuild.engine.disks import MachineWish
+
+_FILE = click.Path(path_type=Path)
 
 
 @click.command()
@@ -23,83 +29,149 @@ if TYPE_CHECKING:
 @click.option(
     "--dockerfile", "--file", "-f", help="A file, a URL, `-`, or a Dockerfile's text; without it CONTEXT's Dockerfile."
 )
-@click.option("--build-context", "build_contexts", multiple=True, help="A named context: NAME=PATH, URL or image.")
+@click.option(
+    "--build-context", "build_contexts", multiple=True,
+    help="A named context: NAME=PATH, NAME=URL, NAME=docker-image://REFERENCE or NAME=oci-layout://PATH[:TAG].",
+)  # fmt: skip
 @click.option("--tag", "-t", "tags", multiple=True, help="A name for the result: [org/]name[:version].")
 @click.option(
     "--build-arg", "build_args", multiple=True, help="Build argument K=V; a bare K takes the caller's variable."
 )
 @click.option("--target", "--dockerfile-stage", "target", help="The stage to build; without it the last.")
 @click.option("--no-cache", is_flag=True, help="Run every step, whatever is cached.")
+@click.option("--no-cache-filter", multiple=True, help="Run every step of these stages: NAME[,NAME].")
+@click.option("--pull", is_flag=True, help="Ask the registries for newer base images.")
 @click.option("--label", "labels", multiple=True, help="Label K=V of the image.")
 @click.option(
     "--secret", "secrets", multiple=True, help="For RUN --mount=type=secret: id=NAME,src=FILE or id=NAME,env=VARIABLE."
 )
 @click.option("--ssh", "agents", multiple=True, help="For RUN --mount=type=ssh: default, or ID=SOCKET of an agent.")
 @click.option("--network", default="default", show_default=True, help="The network of RUN steps: default or none.")
+@click.option(
+    "--trust-host-ca/--no-trust-host-ca", default=None,
+    help="Whether RUN steps trust the certificate authorities of this host. [default: no]",
+)  # fmt: skip
+@click.option("--pre-build-command", "pre_commands", multiple=True, help="Run this, as root, before the first step.")
+@click.option("--post-build-command", "post_commands", multiple=True, help="Run this, as root, after the last step.")
+@click.option("--mem", "--memory", "-m", "memory", help="Memory of the build machine: MiB, or with a unit: 512m, 2g.")
+@click.option("--cpu", "--cpus", "cpus", type=click.IntRange(1, 32), help="Processors of the build machine.")
+@click.option("--disk-size", help="Size of the build machine's work disk (sparse): MiB, or with a unit.")
+@click.option("--cni-network-name", "machine_network", help="The CNI network of the build machine.")
+@click.option("--vmlinux-id", "--kernel", "kernel", help="The kernel of the build machine; without it the newest.")
 @click.option("--progress", default="auto", show_default=True, help="auto, plain, tty, rawjson or quiet.")
 @click.option("--quiet", "-q", is_flag=True, help="Show nothing but the image's id.")
-@click.option("--iidfile", type=click.Path(path_type=Path), help="Write the image's id to a file.")
+@click.option("--iidfile", type=_FILE, help="Write the image's id to a file.")
+@click.option("--metadata-file", type=_FILE, help="Write what was built, as JSON, to a file.")
 @click.option("--check", is_flag=True, help="Only look for what is wrong with the Dockerfile; exit 1 if something is.")
-@click.option("--format", "format_name", default="text", show_default=True, help="How --check reports: text or json.")
-def rootfs(
-    context: str | None,
-    dockerfile: str | None,
-    build_contexts: tuple[str, ...],
-    tags: tuple[str, ...],
-    build_args: tuple[str, ...],
-    target: str | None,
-    no_cache: bool,
-    labels: tuple[str, ...],
-    secrets: tuple[str, ...],
-    agents: tuple[str, ...],
-    network: str,
-    progress: str,
-    quiet: bool,
-    iidfile: Path | None,
-    check: bool,
-    format_name: str,
-) -> None:
+@click.option(
+    "--format", "format_name", default="text", show_default=True,
+    help="How the result, or the report of --check, is shown: text, json, or for a result a template, {{.Id}}.",
+)  # fmt: skip
+@retired_options(BUILD_OPTIONS)
+def rootfs(**options: Any) -> None:
     """Build a root file system from a Dockerfile. Its steps run inside a build microVM.
 
     CONTEXT is what COPY and ADD take from: a folder, an archive, a URL of an archive or of a git repository, or `-` for
     an archive on standard input; without it, the Dockerfile's own folder.
     """
-    from firebuild.cli.lending import parse_lent
-    from firebuild.cli.options import parse_environment
-    from firebuild.engine.builds import RootfsRequest, build_rootfs
+    from firebuild.engine.builds import build_rootfs
+    from firebuild.engine.report import RESULT_KEYS, describe_build, make_build_metadata
 
-    if network not in ("default", "none"):
-        raise UsageError(f"`{network}` is not a network for RUN steps", hint="choose default or none")
-    if format_name not in ("text", "json"):
-        raise UsageError(f"`{format_name}` is not a format of the report", hint="choose text or json")
-    if not tags and not check:
+    format_name, check = options["format_name"], options["check"]
+    if format_name not in ("text", "json") and (check or not is_template(format_name)):
+        hint = "choose text or json" if check else "choose text, json or a template like {{.Id}}"
+        raise UsageError(f"`{format_name}` is not a format of the {'report' if check else 'result'}", hint=hint)
+    if not options["tags"] and not check:
         raise UsageError("name the result", hint="--tag org/name:version")
-    request = RootfsRequest(
-        dockerfile=dockerfile,
-        context=context,
-        tags=[parse_reference(tag) for tag in tags],
-        build_args=parse_environment((), build_args),
-        target=target,
-        no_cache=no_cache,
-        labels=dict(label.partition("=")[::2] for label in labels),
-        network=network,
-        build_contexts=build_contexts,
-        lent=parse_lent(secrets, agents),
-    )
+    if is_template(format_name):
+        check_template(format_name, RESULT_KEYS)
+    request = make_request(options)
     if check:
         _check(request, format_name)
         return
-    with Engine() as engine, open_renderer("quiet" if quiet else progress, sys.stderr) as sink:
+    files = [path for path in (options["iidfile"], options["metadata_file"]) if path is not None]
+    for path in files:
+        if not path.absolute().parent.is_dir() or path.is_dir():
+            raise UsageError(f"`{path}` cannot be written", hint="name a file in a folder that exists")
+    mode = "quiet" if options["quiet"] else options["progress"]
+    with Engine() as engine, open_renderer(mode, sys.stderr) as sink:
         result = build_rootfs(engine, request, sink, stdin=sys.stdin.buffer)
-    if iidfile is not None:
-        iidfile.write_text(result.image.id)
-    if not quiet:
-        cached = f", {result.cached} cached" if result.cached else ""
-        names = ", ".join(tags) or result.image.id
-        note(
-            f"built {names}: {result.steps} steps{cached}; build machine: {'booted' if result.booted else 'not needed'}"
-        )
-    click.echo(result.image.id)
+    if options["iidfile"] is not None:
+        options["iidfile"].write_text(result.image.id)
+    if options["metadata_file"] is not None:
+        options["metadata_file"].write_bytes(make_build_metadata(result, request.tags))
+    if format_name == "json":
+        print_json(describe_build(result, request.tags))
+    elif format_name != "text":
+        click.echo(render_template(format_name, describe_build(result, request.tags)))
+    else:
+        if not options["quiet"]:
+            cached = f", {result.cached} cached" if result.cached else ""
+            machine = "booted" if result.booted else "not needed"
+            note(f"built {', '.join(options['tags'])}: {result.steps} steps{cached}; build machine: {machine}")
+        click.echo(result.image.id)
+
+
+def make_request(options: Mapping[str, Any]) -> RootfsRequest:
+    """What the options ask for. Raises UsageError, ConfigError."""
+    from firebuild.cli.lending import parse_lent
+    from firebuild.cli.options import parse_environment
+    from firebuild.engine.builds import RootfsRequest
+    from firebuild.engine.proxies import load_proxy_args
+
+    if options["network"] not in ("default", "none"):
+        raise UsageError(f"`{options['network']}` is not a network for RUN steps", hint="choose default or none")
+    for command in (*options["pre_commands"], *options["post_commands"]):
+        if not command.strip() or "\0" in command:
+            raise UsageError(
+                "a command before or after the build is empty", hint="--pre-build-command 'apt-get update'"
+            )
+    return RootfsRequest(
+        dockerfile=options["dockerfile"],
+        context=options["context"],
+        tags=[parse_reference(tag) for tag in options["tags"]],
+        build_args=parse_environment((), options["build_args"]),
+        target=options["target"],
+        no_cache=options["no_cache"],
+        labels=parse_labels(options["labels"]),
+        network=options["network"],
+        build_contexts=options["build_contexts"],
+        lent=parse_lent(options["secrets"], options["agents"]),
+        no_cache_filter=[name for text in options["no_cache_filter"] for name in text.split(",") if name],
+        pull=options["pull"],
+        machine=parse_machine(options),
+        pre_commands=options["pre_commands"],
+        post_commands=options["post_commands"],
+        trust_host_ca=options["trust_host_ca"],
+        proxies=load_proxy_args(),
+    )
+
+
+def parse_labels(texts: Iterable[str]) -> dict[str, str]:
+    """--label K=V; a bare K has an empty value. Raises UsageError."""
+    labels = dict(text.partition("=")[::2] for text in texts)
+    if "" in labels:
+        raise UsageError("a label has no name", hint="write --label K=V")
+    return labels
+
+
+def parse_machine(options: Mapping[str, Any]) -> MachineWish:
+    """How large the build machine is to be. Raises UsageError."""
+    from firebuild.engine.disks import MachineWish
+
+    memory_mib = disk_bytes = None
+    if options["memory"] is not None:
+        memory_mib = parse_size(options["memory"], default_unit="m") >> 20
+        if not 128 <= memory_mib <= 1 << 20:
+            raise UsageError(f"--mem {options['memory']}: a build machine has at least 128 MiB, at most 1 TiB")
+    if options["disk_size"] is not None:
+        disk_bytes = parse_size(options["disk_size"], default_unit="m")
+        if not 64 << 20 <= disk_bytes <= 16 << 40:
+            raise UsageError(f"--disk-size {options['disk_size']}: a work disk has at least 64 MiB, at most 16 TiB")
+    return MachineWish(
+        memory_mib=memory_mib, cpus=options["cpus"], disk_bytes=disk_bytes, network=options["machine_network"],
+        kernel=options["kernel"],
+    )  # fmt: skip
 
 
 def _check(request: RootfsRequest, format_name: str) -> None:

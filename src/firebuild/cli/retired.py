@@ -1,0 +1,58 @@
+"""Options of the original that scripts still carry and that have nothing left to do: taken, and said to have no effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from firebuild.cli.output import note
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_NO_BOOTSTRAP = "a build talks to its machine over a private channel, and nothing is bootstrapped over a network"
+_NO_SSH = "nothing logs in to a build machine"
+
+# Option → why it does nothing. Those of `flags` take no value.
+BUILD_OPTIONS: Mapping[str, str] = {
+    "--bootstrap-initial-communication-timeout": _NO_BOOTSTRAP,
+    "--bootstrap-certs-key-size": _NO_BOOTSTRAP,
+    "--bootstrap-certs-validity": _NO_BOOTSTRAP,
+    "--bootstrap-server-bind-interface": _NO_BOOTSTRAP,
+    "--ssh-user": _NO_SSH,
+    "--identity-file": _NO_SSH,
+    "--hostname": "steps of a build have the same host name everywhere",
+    "--ip-address": "a build machine takes any free address of its network",
+    "--cpu-template": "a build machine has the processor's own features",
+    "--ht-enabled": "a build machine has the processor's own features",
+    "--kernel-args": "a build machine has no root drive of its own to name",
+    "--root-drive-partuuid": "a build machine has no root drive of its own to name",
+    "--no-mmds": "a build machine has no metadata service",
+    "--allow-mmds": "a build machine has no metadata service",
+    "--log-firecracker-http-calls": "see `firebuild --debug`",
+    "--shutdown-graceful-timeout-seconds": "a build machine ends when its disks are written",
+}
+FLAGS = frozenset(("--no-mmds", "--allow-mmds", "--ht-enabled", "--log-firecracker-http-calls"))
+
+
+def retired_options(options: Mapping[str, str]) -> Callable[[F], F]:
+    """Take these options, hidden from the help. The command's function does not see them."""
+
+    def decorate(function: F) -> F:
+        for option, reason in options.items():
+            function = click.option(
+                option, is_flag=option in FLAGS, multiple=option not in FLAGS, hidden=True, expose_value=False,
+                callback=_make_notice(option, reason),
+            )(function)  # fmt: skip
+        return function
+
+    return decorate
+
+
+def _make_notice(option: str, reason: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def notice(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+        if value:
+            note(f"note: {option} has no effect: {reason}")
+
+    return notice
