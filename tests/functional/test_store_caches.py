@@ -116,7 +116,12 @@ def test_a_disk_that_somebody_has_open_is_waited_for(tmp_path: Path) -> None:
         assert holder.stdin is not None and holder.stdout is not None
         holder.stdout.readline()
         done = threading.Event()
-        thread = threading.Thread(target=lambda: (wait_until_free(disk, "/one"), done.set()))
+
+        def wait() -> None:
+            wait_until_free(disk, "/one")
+            done.set()
+
+        thread = threading.Thread(target=wait)
         thread.start()
         assert not done.wait(0.3)
         holder.stdin.close()

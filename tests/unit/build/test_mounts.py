@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from firebuild.build.secrets import Lent, SecretSource
 from firebuild.errors import BuildError, ContextError, DockerfileError, UsageError
-from firebuild.guest.mounts import BindMount, CacheMount, SecretMount, TmpfsMount
+from firebuild.guest.mounts import BindMount, CacheMount, Mount, SecretMount, TmpfsMount
 from tests.unit.build.fakes import Workshop
 
 CANARY = "canary-9b1c"
+M = TypeVar("M")
+
+
+def of_kind(kind: type[M], mounts: Sequence[Mount]) -> list[M]:
+    """The mounts, which must all be of that kind."""
+    found: list[M] = [mount for mount in mounts if isinstance(mount, kind)]
+    assert len(found) == len(mounts)
+    return found
 
 
 def mounts_of(workshop: Workshop, run: str, **options: Any) -> list[Any]:
@@ -55,7 +64,7 @@ def test_a_context_that_is_mounted_often_is_sent_once(workshop: Workshop) -> Non
     run = "RUN --mount=target=/src --mount=target=/again make"
     workshop.build(f"FROM debian:12\n{run} 1\n{run} 2\n")
     assert len(workshop.guest.copies) == 1
-    assert len({mount.stack[0] for spec in workshop.guest.ran for mount in spec.mounts}) == 1
+    assert len({mount.stack[0] for spec in workshop.guest.ran for mount in of_kind(BindMount, spec.mounts)}) == 1
 
 
 def test_what_a_bind_of_a_stage_or_an_image_names(workshop: Workshop) -> None:
@@ -67,7 +76,7 @@ def test_what_a_bind_of_a_stage_or_an_image_names(workshop: Workshop) -> None:
         "RUN --mount=from=made,source=out,target=/made --mount=from=tools:1,target=/tools,rw "
         "--mount=from=scratch,target=/none go\n"
     )
-    [made, tools, none] = workshop.guest.ran[-1].mounts
+    [made, tools, none] = of_kind(BindMount, workshop.guest.ran[-1].mounts)
     assert (made.source, made.read_only) == ("/out", True) and "ran/1" in workshop.guest.merged(made.stack)
     assert workshop.guest.merged(tools.stack) == {"bin/tool": b"t"} and not tools.read_only
     assert none == BindMount("/none", [])
@@ -231,8 +240,8 @@ def test_a_cache_begins_with_what_it_comes_from(workshop: Workshop) -> None:
     seeds = []
     for stage, run in ((1, "one"), (1, "two"), (2, "two")):
         workshop.build(text.format(stage, run))
-        [mount] = workshop.guest.ran[-1].mounts
-        assert mount.seed.source == "/a" and workshop.guest.merged(mount.seed.stack)
+        [mount] = of_kind(CacheMount, workshop.guest.ran[-1].mounts)
+        assert mount.seed is not None and mount.seed.source == "/a" and workshop.guest.merged(mount.seed.stack)
         seeds.append(mount.seed.id)
     assert seeds[0] == seeds[1] != seeds[2]
 
@@ -247,7 +256,7 @@ def test_private_caches_of_several_stages_are_several(workshop: Workshop) -> Non
         assert [len(names) for names in workshop.caches.attached] == [count], sharing
         drives: dict[str, set[str]] = {}
         for spec in workshop.guest.ran[:-1]:
-            drives.setdefault(spec.argv[-1][0], set()).add(spec.mounts[0].drive)
+            drives.setdefault(spec.argv[-1][0], set()).add(of_kind(CacheMount, spec.mounts)[0].drive)
         assert all(len(names) == 1 for names in drives.values()), "a stage keeps its own"
         assert (drives["0"] == drives["1"]) is (count == 1)
 
@@ -284,7 +293,7 @@ def test_a_script_of_its_own_is_mounted_and_counts(workshop: Workshop) -> None:
     result, _ = workshop.build(text.format(1))
     spec = workshop.guest.ran[-1]
     assert spec.argv == ["/bin/sh", "-c", "/dev/pipes/EOF"]
-    [mount] = spec.mounts
+    [mount] = of_kind(BindMount, spec.mounts)
     assert (mount.target, mount.source, mount.read_only) == ("/dev/pipes", "/source", True)
     assert workshop.guest.merged(mount.stack)["source/EOF"] == b"#!/usr/bin/env python3\nprint(1)\n"
     assert workshop.guest.copies[-1]["chmod"] == "755"

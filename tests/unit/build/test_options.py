@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tests.unit.build.fakes import Workshop
 
 TWO = """FROM debian:12 AS one
@@ -29,7 +31,7 @@ def test_a_filter_for_a_stage_that_is_not_there(workshop: Workshop) -> None:
 
 def test_commands_before_and_after_run_as_root_in_the_target_alone_and_are_cached(workshop: Workshop) -> None:
     text = "FROM debian:12 AS one\nRUN first\nFROM one\nUSER redis\nWORKDIR /w\nENV A=1\nRUN second\n"
-    options = {"pre_commands": ["before"], "post_commands": ["after", "last"]}
+    options: dict[str, Any] = {"pre_commands": ["before"], "post_commands": ["after", "last"]}
     result, recorder = workshop.build(text, **options)
     ran = [(spec.argv, spec.user, spec.workdir) for spec in workshop.guest.ran]
     assert ran == [
