@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 
 import msgspec
 
-from firebuild.build.explain import Explanation, explain_miss
+from firebuild.build.explain import Explanation, explain_miss, find_nearest
 from firebuild.build.steps import ResultLayer
 from firebuild.names import Digest
 from firebuild.store.blobs import BlobStore
 from firebuild.store.database import Database
+
+_RECORDS_COMPARED = 300
 
 
 class StepRecord(msgspec.Struct, frozen=True):
@@ -38,6 +40,7 @@ class StepCache:
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
         self._used: set[str] = set()
+        self._records: dict[str, list[Explanation]] = {}
 
     @contextmanager
     def hold_key(self, key: str) -> Iterator[None]:
@@ -70,24 +73,40 @@ class StepCache:
         )
         return StepRecord(key, layer, row["created_at_ns"])
 
-    def explain(self, key: str, explanation: Explanation) -> str | None:
-        """Why the step of that key has to run: one clause, or None if nothing like it ran before, or the cache is not used."""
+    def explain(self, key: str, explanation: Explanation, siblings: Collection[str] = ()) -> str | None:
+        """Why the step of that key has to run: one clause, or None if its stage never ran before, or the cache is not used.
+
+        `siblings`: the texts of all steps of its stage.
+        """
         if not self._use_cache:
             return None
         if self._database.query_one("SELECT key FROM steps WHERE key = ?", (key,)) is not None:
             return "its layer is no longer in the store"
-        row = self._database.query_one(
-            "SELECT explain FROM steps WHERE json_extract(explain, '$.position') = ? "
-            "ORDER BY used_at_ns DESC, created_at_ns DESC LIMIT 1",
-            (explanation.position,),
-        )
-        if row is None:
+        candidates = self._load_records(explanation.position.rpartition("/")[0] + "/")
+        if not candidates:
             return None
-        try:
-            old = msgspec.json.decode(row["explain"], type=Explanation)
-        except msgspec.DecodeError:
-            return "the record of the last build is of another version"
-        return explain_miss(old, explanation)
+        nearest = find_nearest(candidates, explanation, siblings)
+        if nearest is None:
+            return "nothing like it is in the cache"
+        return explain_miss(nearest, explanation)
+
+    def _load_records(self, stage: str) -> list[Explanation]:
+        """What was recorded of a stage before this build, the last used first."""
+        with self._guard:
+            known = self._records.get(stage)
+            if known is not None:
+                return known
+            rows = self._database.query(
+                "SELECT key, explain FROM steps WHERE substr(json_extract(explain, '$.position'), 1, ?) = ? "
+                "ORDER BY used_at_ns DESC, created_at_ns DESC LIMIT ?",
+                (len(stage), stage, _RECORDS_COMPARED),
+            )
+            found = self._records[stage] = []
+            for row in rows:
+                if row["key"] not in self._fresh:
+                    with suppress(msgspec.MsgspecError):  # of another version: nothing can be said of it
+                        found.append(msgspec.json.decode(row["explain"], type=Explanation))
+            return found
 
     def save_step(self, key: str, explanation: Explanation, layer: ResultLayer) -> StepRecord:
         """Keep a step's result; its blob is in the store already. Raises DiskFullError, HostError."""

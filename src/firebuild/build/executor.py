@@ -33,7 +33,7 @@ from firebuild.build.steps import (
 )
 from firebuild.errors import FirebuildError, InternalError
 from firebuild.events.progress import Canceled, Reporter
-from firebuild.names import Digest
+from firebuild.names import Digest, parse_reference
 from firebuild.store.images import Image, compute_chain_id
 
 # Steps of more stages than this wait for each other: the guest has a few processors only.
@@ -156,14 +156,11 @@ class Execution:
 
     def _run_stage(self, stage: PlannedStage) -> StageResult:
         layers, times = self._start(stage)
-        base_count = len(layers)
-        if isinstance(stage.base, int):
-            base_count -= len(times)
         for step in stage.steps:
             if self._stopping.is_set():
                 raise Canceled
             fresh = stage.index in self._fresh_stages
-            layer, created_at_ns = self._run_step(step, layers, on_base=len(layers) == base_count, fresh=fresh)
+            layer, created_at_ns = self._run_step(stage, step, layers, on_base=step is stage.steps[0], fresh=fresh)
             layers.append(layer)
             times.append(created_at_ns)
         return StageResult(tuple(layers), tuple(times))
@@ -179,7 +176,7 @@ class Execution:
         return list_layers(stage.base), []
 
     def _run_step(
-        self, step: PlannedStep, below: list[ResultLayer], *, on_base: bool, fresh: bool
+        self, stage: PlannedStage, step: PlannedStep, below: list[ResultLayer], *, on_base: bool, fresh: bool
     ) -> tuple[ResultLayer, int]:
         selection = self._selections.get(step.id)
         source = self._find_source(step)
@@ -194,6 +191,7 @@ class Execution:
             files=self._list_files(step),
             origin_chain="" if source is None else _chain_id(source),
             mounts=digest_mounts(step, mounted, self._mounts, _chain_id),
+            base=self._name_base(stage),
         )
         key = compute_key(step, explanation)
         with self._cache.hold_key(key), self._turns:
@@ -208,7 +206,7 @@ class Execution:
                 return record.layer, record.created_at_ns
             self._prepare(step, below)
             with self._reporter.step(step.title) as report:
-                reason = None if fresh else self._cache.explain(key, explanation)
+                reason = None if fresh else self._cache.explain(key, explanation, {each.text for each in stage.steps})
                 if reason:
                     report.note(f"rebuilt: {reason}")
                 try:
@@ -220,6 +218,11 @@ class Execution:
                     raise
                 record = self._cache.save_step(key, explanation, layer)
                 return layer, record.created_at_ns
+
+    def _name_base(self, stage: PlannedStage) -> str:
+        if isinstance(stage.base, int):
+            return f"the stage {self._plan.get_stage(stage.base).label}"
+        return "scratch" if stage.base is None else f"the base image {_name_image(stage.base)}"
 
     def _prepare(self, step: PlannedStep, below: Sequence[ResultLayer]) -> None:
         """What must be there before the step, each reported on its own: the machine, and the layers that it lies on."""
@@ -268,6 +271,10 @@ class Execution:
 
 def _chain_id(layers: Sequence[ResultLayer]) -> str:
     return compute_chain_id([layer.diff_id for layer in layers])
+
+
+def _name_image(image: Image) -> str:
+    return parse_reference(image.reference).familiar if image.reference else image.manifest_digest[:19]
 
 
 def list_layers(image: Image) -> list[ResultLayer]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from difflib import SequenceMatcher
 
 import msgspec
 
@@ -21,13 +22,30 @@ from firebuild.build.steps import (
 
 KEY_VERSION = "firebuild-step-1"
 _NAMES_SHOWN = 2
+# How like two texts must be for the one to be the other's next version; how many are compared, and how much of each.
+_LIKENESS = 0.6
+_COMPARED = 100
+_COMPARED_TEXT = 400
+_SETTING_WORDS = {
+    "user": "the user changed",
+    "workdir": "the working directory changed",
+    "network": "its network changed",
+    "mounts": "its mounts changed",
+    "shell": "the shell that runs it changed",
+    "script": "its heredoc changed",
+    "inline": "its heredoc changed",
+    "owner": "its --chown changed",
+    "mode": "its --chmod changed",
+    "flags": "its flags changed",
+}
 
 
 class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
     """The parts of one key. Values of arguments and variables are kept as digests only, so that none is given away.
 
+    `kind`: RUN, COPY (ADD too) or WORKDIR; `base`: what its stage builds upon, in words;
     `position`: the step's place in its Dockerfile; `text`: the instruction as written; `below`: the chain id under it;
-    `on_base`: nothing but the base image is under it; `command`: digest of the expanded instruction; `settings`, `args`,
+    `on_base`: it is the first of its stage; `command`: digest of the expanded instruction; `settings`, `args`,
     `env`, `files`: name to short digest; `sources`: digest of all copied content; `origin`: the stage or image copied
     from, with `origin_chain` as its content; `mounts`: number and target to the digest of what a mount reads.
     """
@@ -46,6 +64,8 @@ class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
     origin: str = ""
     origin_chain: str = ""
     mounts: dict[str, str] = {}
+    kind: str = ""
+    base: str = ""
 
 
 def explain_step(
@@ -58,6 +78,7 @@ def explain_step(
     files: Mapping[str, str] | None = None,
     origin_chain: str = "",
     mounts: Mapping[str, str] | None = None,
+    base: str = "",
 ) -> Explanation:
     """The explanation of a step. `sources`: of its selection; `files`: of that and of its mounts; `origin_chain`: of the
     stage or image copied from; `mounts`: of what its mounts read."""
@@ -69,13 +90,17 @@ def explain_step(
         command: FieldValue = action.argv
         if action.script is not None:
             command = [*action.argv, action.script.data.hex()]
-        settings = {"user": action.user, "workdir": action.workdir, "network": action.network}
+            settings["script"] = action.script.data.hex()
+        settings |= {"shell": "\0".join(action.argv[:-1])} if action.argv[:1] != action.argv else {}
+        settings |= {"user": action.user, "workdir": action.workdir, "network": action.network}
         if action.mounts:
             settings["mounts"] = "\0".join(describe_mounts(action))
         env = {name: short_digest(value) for name, _, value in (pair.partition("=") for pair in action.env)}
     elif isinstance(action, CopyAction):
         command = [*map(redact_urls, action.sources), *(each.name for each in action.inline), action.dest]
         settings = {"owner": action.chown, "mode": action.chmod}
+        if action.inline:
+            settings["inline"] = "\0".join(each.data.hex() for each in action.inline)
         if action.exclude or action.parents or action.link:
             settings["flags"] = "\0".join(_copy_flags(action))
         if isinstance(action.origin, ContextSource):
@@ -88,7 +113,8 @@ def explain_step(
         command = [action.path]
         settings = {"user": action.user}
     kind = {RunAction: "RUN", CopyAction: "COPY", WorkdirAction: "WORKDIR"}[type(action)]
-    args = {name: short_digest(value) for name, value in step.args.items()} if kind == "RUN" else {}
+    args = {name: short_digest(value) for name, value in step.args.items()}
+    env |= {name: short_digest(value) for name, value in step.variables.items()}
     return Explanation(
         position=step.position,
         text=step.text,
@@ -104,6 +130,8 @@ def explain_step(
         origin=origin,
         origin_chain=origin_chain,
         mounts=dict(mounts or {}),
+        kind=kind,
+        base=base,
     )
 
 
@@ -143,32 +171,80 @@ def _copy_flags(action: CopyAction) -> list[str]:
     return [*flags, *(f"exclude {pattern}" for pattern in action.exclude)]
 
 
+def find_nearest(
+    candidates: Sequence[Explanation], new: Explanation, siblings: Collection[str] = ()
+) -> Explanation | None:
+    """The record that a miss is best compared with, of those of its stage (the last used first); None if none is like it.
+
+    One of the same text, and of those the one with the fewest differences; else one whose text is like it, unless that
+    is the text of another step of this build (`siblings`).
+    """
+    taken = set(siblings)
+    same = [old for old in candidates if old.text == new.text and old.kind in ("", new.kind)]
+    same = same or [old for old in candidates if old.command == new.command and old.text not in taken]
+    if same:
+        return min(same, key=lambda old: (_count_differences(old, new), old.position != new.position))
+    best, score = None, _LIKENESS
+    for old in candidates[:_COMPARED]:
+        if old.kind == new.kind and old.text not in taken:
+            matcher = SequenceMatcher(None, old.text[:_COMPARED_TEXT], new.text[:_COMPARED_TEXT], autojunk=False)
+            likeness = matcher.ratio() if matcher.quick_ratio() > score else 0.0
+            if likeness > score:
+                best, score = old, likeness
+    return best
+
+
+def _count_differences(old: Explanation, new: Explanation) -> int:
+    maps = ((old.args, new.args), (old.env, new.env), (old.settings, new.settings), (old.files, new.files))
+    count = sum(before.get(name) != after.get(name) for before, after in maps for name in before.keys() | after.keys())
+    fields = ((old.below, new.below), (old.origin_chain, new.origin_chain), (old.command, new.command))
+    return count + sum(before != after for before, after in fields)
+
+
 def explain_miss(old: Explanation | None, new: Explanation) -> str | None:
     """Why a step is not the one of last time: `file app.py changed`. None if there is no last time."""
     if old is None:
         return None
-    reasons: list[str] = []
-    if old.command != new.command:
-        reasons.append("the command changed")
-    reasons += _differences("build argument", old.args, new.args)
+    reasons = _list_changes(old, new)
+    if old.below != new.below:
+        # Anything above names itself; that what is below changed is the reason only if there is no nearer one.
+        if new.on_base and old.on_base:
+            reasons.insert(0, _explain_base(old, new))
+        elif not reasons:
+            same_place = old.position == new.position and old.on_base == new.on_base
+            reasons.append("an earlier step changed" if same_place else "the steps above it changed")
+    return ", ".join(reasons) if reasons else None
+
+
+def _list_changes(old: Explanation, new: Explanation) -> list[str]:
+    """What changed in the step itself."""
+    reasons = _differences("build argument", old.args, new.args)
     reasons += _differences("environment variable", old.env, new.env)
-    reasons += [f"the {name} changed" for name in sorted(new.settings) if old.settings.get(name) != new.settings[name]]
-    if old.sources != new.sources:
-        files = _differences("file", old.files, new.files) if old.files and new.files else []
+    settings = [
+        name for name in sorted({*old.settings, *new.settings}) if old.settings.get(name) != new.settings.get(name)
+    ]
+    if old.text != new.text:
+        settings = [name for name in settings if name != "shell"]  # it may be another command's first words
+    reasons += [_SETTING_WORDS.get(name, f"the {name} changed") for name in settings]
+    if old.command != new.command and (old.text != new.text or not reasons):
+        reasons.insert(0, "the command changed" if new.kind == "RUN" else "the instruction changed")
+    files = _differences("file", old.files, new.files) if old.files and new.files else []
+    if old.sources != new.sources and "inline" not in settings:
         reasons += files or ["the copied files changed"]
     if old.mounts != new.mounts:
-        files = _differences("file", old.files, new.files) if old.files and new.files else []
         changed = sorted({name.partition(" ")[2] for name, _ in old.mounts.items() ^ new.mounts.items()})
         reasons += files or [f"what is mounted at {target} changed" for target in changed]
     if old.origin_chain != new.origin_chain:
-        reasons.append(f"{new.origin} changed" if old.origin == new.origin else "it copies from elsewhere")
+        reasons.append(f"{new.origin} changed" if old.origin == new.origin else f"it copies from {new.origin}")
     if old.platform != new.platform:
         reasons.append("the platform changed")
-    if old.below != new.below:
-        # Anything above names itself; that what is below changed is the reason only if there is no nearer one.
-        below = "base image changed" if new.on_base and old.on_base else "an earlier step changed"
-        reasons += [below] if not reasons or new.on_base else []
-    return ", ".join(reasons) if reasons else None
+    return reasons
+
+
+def _explain_base(old: Explanation, new: Explanation) -> str:
+    if old.base and old.base != new.base:
+        return f"it builds upon {new.base}, and built upon {old.base}"
+    return f"{new.base or 'the base image'} changed"
 
 
 def _differences(what: str, old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:

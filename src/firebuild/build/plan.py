@@ -170,6 +170,7 @@ class _StagePlanner:
         self.total = int(isinstance(node.base, Image | ContextSource)) + len(self.before) + len(self.after)
         self.total += sum(isinstance(each, made) for each in node.instructions)
         self.number = 0
+        self.used: frozenset[str] = frozenset()
 
     def plan(self) -> PlannedStage:
         from_title = self.title(f"FROM {_base_text(self.node.base)}") if isinstance(self.node.base, Image) else ""
@@ -198,7 +199,8 @@ class _StagePlanner:
     def take(self, instruction: nodes.Instruction, *, on_build: bool) -> None:
         """Expand and check one instruction, and add its step or change the configuration."""
         display = _display(self.scope, instruction)
-        expanded = expand_instruction(instruction, self.scope).instruction
+        expansion = expand_instruction(instruction, self.scope)
+        expanded, self.used = expansion.instruction, frozenset(expansion.used)
         check_supported(expanded)
         match expanded:
             case nodes.Run():
@@ -335,15 +337,17 @@ class _StagePlanner:
             self.add_step(workdir, WorkdirAction(path, config.user), display, on_build)
 
     def add_step(self, instruction: nodes.Instruction, action: Action, display: str, on_build: bool) -> None:
-        values = self.scope.run_environment
+        values, run = self.scope.run_environment, isinstance(action, RunAction)
+        declared = [name for name in self.scope.declared if name in values and (run or name in self.used)]
         step = PlannedStep(
             id=f"{self.node.stage.index}/{len(self.steps)}",
             title=self.title(("ONBUILD " if on_build else "") + redact_urls(display)),
             text=redact_urls(instruction.text),
             location=instruction.location,
             action=action,
-            args={name: values[name] for name in self.scope.declared if name in values},
+            args={name: values[name] for name in declared},
             position=f"{self.options.name}#{self.node.stage.label}/{len(self.steps)}",
+            variables={} if run else {name: values[name] for name in self.used - set(declared) if name in values},
         )
         self.steps.append(step)
 

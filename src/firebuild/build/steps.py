@@ -154,7 +154,8 @@ class PlannedStep(msgspec.Struct, frozen=True):
     """One layer to make. `id`: unique in its plan; `title`: for progress, `[builder 2/5] RUN make`; `text`: the
     instruction as written, as one line.
 
-    `args`: the build arguments in force, by name; `position`: names the step across builds of the same Dockerfile.
+    `args`: the build arguments in force, for other steps than RUN those that they name; `variables`: the ENV that such a
+    step names; `position`: names the step across builds of the same Dockerfile.
     """
 
     id: str
@@ -164,6 +165,7 @@ class PlannedStep(msgspec.Struct, frozen=True):
     action: Action
     args: dict[str, str]
     position: str
+    variables: dict[str, str] = {}
 
 
 class PlannedStage(msgspec.Struct, frozen=True):

@@ -128,7 +128,7 @@ def test_a_base_is_mounted_as_a_disk_that_is_made_once(redis: Workshop) -> None:
     [
         (lambda w: (w.context / "redis.conf").write_text("port 1\n"), "COPY", "rebuilt: file redis.conf changed"),
         (lambda w: (w.context / "redis.conf").chmod(0o600), "COPY", "rebuilt: file redis.conf changed"),
-        (lambda w: w.add_image("debian:12", {"bin/sh": b"new"}), "RUN", "base image changed"),
+        (lambda w: w.add_image("debian:12", {"bin/sh": b"new"}), "RUN", "rebuilt: the base image debian:12 changed"),
     ],
     ids=["content", "mode", "base"],
 )

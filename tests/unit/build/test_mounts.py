@@ -146,7 +146,7 @@ def test_definitions_count_but_not_contents_of_secrets_and_caches(workshop: Work
     assert workshop.build(text.format("", ",sharing=locked"))[0].cached == 1
     for changes in ((",env=A", ""), (",target=/x", ""), (",mode=0444", ""), ("", ",id=other"), ("", ",uid=5")):
         result, recorder = workshop.build(text.format(*changes), lent=lend(tmp_path, one=CANARY))
-        assert result.cached == 0 and recorder.reason("make") == "rebuilt: the mounts changed"
+        assert result.cached == 0 and recorder.reason("make") == "rebuilt: its mounts changed"
 
 
 def test_a_run_without_mounts_has_the_key_that_it_had(workshop: Workshop) -> None:
@@ -299,7 +299,7 @@ def test_a_script_of_its_own_is_mounted_and_counts(workshop: Workshop) -> None:
     assert workshop.guest.copies[-1]["chmod"] == "755"
     assert result.image.config.history[-1].created_by == "RUN /bin/sh -c /dev/pipes/EOF # buildkit"
     result, recorder = workshop.build(text.format(2))
-    assert result.cached == 0 and recorder.reason("EOF") == "rebuilt: the command changed"
+    assert result.cached == 0 and recorder.reason("EOF") == "rebuilt: its heredoc changed"
 
 
 # -- copies ----------------------------------------------------------------------------------------------------------
