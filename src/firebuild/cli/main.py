@@ -37,9 +37,15 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "rm": ("machines", "rm", "Remove ended machines with their disks and logs"),
     "purge": ("machines", "purge", "Remove all ended machines and everything that crashes left"),
     "fsck": ("store", "fsck", "Verify every stored image, disk and record"),
+    "cache": ("cache", "cache", "The build cache: ls, rm, prune"),
     "gc": ("store", "gc", "Free space: remove what no image, machine or cached step needs"),
     "version": ("version", "version", "Show the version"),
     "machine-ended": ("machines", "machine_ended", ""),
+}  # fmt: skip
+# Docker's words for what has a command of its own here.
+_DOCKER_WORDS = {
+    "images": "image ls", "rmi": "image rm", "pull": "image pull", "tag": "image tag", "import": "image import",
+    "builder": "cache", "buildx": "build", "system": "gc", "container": "ls",
 }  # fmt: skip
 _HIDDEN = frozenset(("machine-ended", "build", "ps"))
 
@@ -69,6 +75,7 @@ class _Commands(click.Group):
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
             near = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
+            near = [_DOCKER_WORDS[name]] if name in _DOCKER_WORDS else near
             hint = f"did you mean `{near[0]}`?" if near else "see `firebuild --help`"
             raise click.UsageError(f"`{name}` is not a firebuild command\nhint: {hint}")
         return super().resolve_command(ctx, args)

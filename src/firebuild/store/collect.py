@@ -59,3 +59,21 @@ def collect(garbage: Garbage, blobs: BlobStore, disks: DiskStore, database: Data
         disks.remove(key)
     for digest in garbage.blobs:
         blobs.remove(digest)
+
+
+def plan_step_removal(blobs: BlobStore, database: Database, step_keys: Collection[str]) -> Garbage:
+    """What goes with these cached steps: their records, and the layers that no other step and no named image holds.
+
+    Raises StoreError where an image is damaged.
+    """
+    kept = {layer.digest for image in ImageStore(blobs).list_images() for layer in image.layers}
+    doomed: set[Digest] = set()
+    found: list[str] = []
+    for row in database.query("SELECT key, layer_digest FROM steps"):
+        if row["key"] in step_keys:
+            found.append(row["key"])
+            doomed.add(Digest(row["layer_digest"]))
+        else:
+            kept.add(Digest(row["layer_digest"]))
+    going = sorted(digest for digest in doomed - kept if blobs.has(digest))
+    return Garbage([], going, found, sum(blobs.size(digest) for digest in going))
