@@ -1,6 +1,6 @@
 """Every path on the host that firebuild keeps state under, and nothing else.
 
-<state>/                        /var/lib/firebuild, or FIREBUILD_STATE
+<state>/                        /var/lib/firebuild; of another profile /var/lib/firebuild/profiles/<name>; or as it is set
 ├── firebuild.db                facts: machines, leases, events (SQLite, WAL)
 ├── locks/                      one lock file per thing that only one process may change
 ├── store/                      an OCI image layout: oci-layout, index.json, blobs/sha256/
@@ -14,7 +14,7 @@
 ├── rootfs/<org>/<name>/<version>/  the seed's view: rootfs, metadata.json
 ├── cni/                        cached CNI results
 └── machines/<id>/              a machine's disks, logs, records
-<run>/                          /run/firebuild, or FIREBUILD_RUN
+<run>/                          /run/firebuild; of another state folder /run/firebuild/s/<hash>; or as it is set
 ├── m/<id>/                     a machine's sockets (short: a Unix socket's path has 107 bytes)
 └── n/                          network namespaces are named fb-<id> in /run/netns
 """
@@ -30,6 +30,22 @@ from firebuild.names import MachineId
 SOCKET_PATH_MAX = 107
 DEFAULT_STATE = "/var/lib/firebuild"
 DEFAULT_RUN = "/run/firebuild"
+DEFAULT_PROFILE = "default"
+DEFAULT_PROFILE_FOLDER = "/etc/firebuild/profiles"
+
+
+def default_state_folder(profile: str) -> str:
+    """The state folder of a profile that names none: each has its own."""
+    return DEFAULT_STATE if profile == DEFAULT_PROFILE else f"{DEFAULT_STATE}/profiles/{profile}"
+
+
+def default_run_folder(state: str) -> str:
+    """The run folder that belongs to a state folder: no two share one, and its path is short whatever the state's is."""
+    import hashlib
+
+    if state == DEFAULT_STATE:
+        return DEFAULT_RUN
+    return f"{DEFAULT_RUN}/s/{hashlib.sha256(os.fsencode(state)).hexdigest()[:10]}"
 
 
 class MachineLayout:
@@ -64,14 +80,16 @@ class MachineLayout:
             if len(os.fsencode(path)) > SOCKET_PATH_MAX:
                 raise PathTooLongError(
                     f"the socket path `{path}` has {len(os.fsencode(path))} bytes; the kernel takes {SOCKET_PATH_MAX}",
-                    hint="choose a shorter run folder (--run-cache or FIREBUILD_RUN)",
+                    hint="choose a shorter folder with --chroot-base or FIREBUILD_RUN",
                 )
 
 
 class Layout:
     """All host paths of one profile. Creating the object touches nothing; `ensure` makes the folders."""
 
-    def __init__(self, state: Path, run: Path, *, rootfs_root: Path | None = None) -> None:
+    def __init__(
+        self, state: Path, run: Path, *, rootfs_root: Path | None = None, kernel_root: Path | None = None
+    ) -> None:
         self.state = state
         self.run = run
         self.database = state / "firebuild.db"
@@ -80,7 +98,7 @@ class Layout:
         self.machine_locks = self.locks / "machines"
         self.store = state / "store"
         self.disks = state / "disks"
-        self.kernels = state / "kernels"
+        self.kernels = kernel_root or state / "kernels"
         self.initramfs = state / "initramfs"
         self.cache = state / "cache"
         self.caches = state / "caches"
@@ -111,10 +129,11 @@ class Layout:
                 self.machines_run,
                 self.disks,
                 self.caches,
-                self.kernels,
                 self.initramfs,
             ):
                 folder.chmod(0o711)
+            # This one may be the user's, who may let others list it.
+            self.kernels.chmod(self.kernels.stat().st_mode & 0o777 | 0o111)
         except OSError as error:
             raise HostError(
                 f"cannot make the folder `{error.filename}`: {error.strerror}", hint="run firebuild as root"

@@ -62,7 +62,17 @@ class Cli:
     def environment(self) -> dict[str, str]:
         """The caller's environment, with this state and without what would colour the output."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("FIREBUILD_", "PYTHON"))}
-        return {**kept, "FIREBUILD_STATE": str(self.state), "FIREBUILD_RUN": str(self.run_folder), "NO_COLOR": "1"}
+        own = {
+            "FIREBUILD_STATE": self.state,
+            "FIREBUILD_RUN": self.run_folder,
+            "FIREBUILD_PROFILE_CONF_DIR": self.profiles,
+        }
+        return {**kept, **{name: str(path) for name, path in own.items()}, "NO_COLOR": "1"}
+
+    @property
+    def profiles(self) -> Path:
+        """Its folder of profiles: the user's own must not count."""
+        return self.state / "profiles"
 
     def run(
         self,

@@ -7,11 +7,13 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import click
 
 from firebuild import __version__
+from firebuild.cli.equip import equip
 from firebuild.cli.output import print_error
 from firebuild.errors import FirebuildError
 
@@ -39,6 +41,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "fsck": ("store", "fsck", "Verify every stored image, disk and record"),
     "cache": ("cache", "cache", "The build cache: ls, rm, prune"),
     "gc": ("store", "gc", "Free space: remove what no image, machine or cached step needs"),
+    "profile": ("profile", "profile", "Profiles: create, ls, inspect, use, rm"),
+    "profile-create": ("profile", "create", "As profile create"),
+    "profile-ls": ("profile", "ls", "As profile ls"),
+    "profile-inspect": ("profile", "inspect", "As profile inspect"),
+    "config": ("config", "config", "Settings: show each value and where it came from"),
     "version": ("version", "version", "Show the version"),
     "machine-ended": ("machines", "machine_ended", ""),
 }  # fmt: skip
@@ -47,7 +54,34 @@ _DOCKER_WORDS = {
     "images": "image ls", "rmi": "image rm", "pull": "image pull", "tag": "image tag", "import": "image import",
     "builder": "cache", "buildx": "build", "system": "gc", "container": "ls",
 }  # fmt: skip
-_HIDDEN = frozenset(("machine-ended", "build", "ps"))
+_HIDDEN = frozenset(("machine-ended", "build", "ps", "profile-create", "profile-ls", "profile-inspect"))
+# These are under no profile: they make them, or are told everything.
+_PLAIN = frozenset(("profile", "profile-create", "profile-ls", "profile-inspect", "machine-ended", "version"))
+
+
+def load_command(name: str) -> click.Command:
+    """A command, with what every command gets. An alias has the variables and the profile's table of what it stands for."""
+    place = COMMANDS[name][:2]
+    own_name = next(each for each, command in COMMANDS.items() if command[:2] == place)
+    command = getattr(importlib.import_module(f"firebuild.cli.commands.{place[0]}"), place[1])
+    assert isinstance(command, click.Command)
+    equip(command, (own_name,), plain=name in _PLAIN)
+    return command
+
+
+def load_commands() -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command that works under a profile, with its words, each once."""
+    for name in COMMANDS:
+        if name not in _HIDDEN and name not in _PLAIN:
+            yield from _list_leaves((name,), load_command(name))
+
+
+def _list_leaves(section: tuple[str, ...], command: click.Command) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    if not isinstance(command, click.Group):
+        yield section, command
+        return
+    for name, child in command.commands.items():
+        yield from _list_leaves((*section, name), child)
 
 
 class _Commands(click.Group):
@@ -57,12 +91,7 @@ class _Commands(click.Group):
         return [name for name in COMMANDS if name not in _HIDDEN]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module, attribute, _ = COMMANDS[cmd_name]
-        command = getattr(importlib.import_module(f"firebuild.cli.commands.{module}"), attribute)
-        assert isinstance(command, click.Command)
-        return command
+        return load_command(cmd_name) if cmd_name in COMMANDS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, COMMANDS[name][2]) for name in self.list_commands(ctx)]

@@ -1,26 +1,38 @@
-"""The table of settings, and the values that the environment and the command line give them."""
+"""The one table of settings: name, flag, variable, how it is read, its default; and the values that are in force."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from firebuild.config.profiles import Profile
 from firebuild.errors import ConfigError, FirebuildError
-from firebuild.layout import DEFAULT_RUN, DEFAULT_STATE
+from firebuild.layout import DEFAULT_PROFILE, default_run_folder, default_state_folder
 from firebuild.names import parse_size
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """One setting: its environment variable, how its text is read, its default, and what it is for."""
+    """One setting. `key`: its flag without the dashes, and its key in a profile. `variables`: the first that is set counts.
+
+    `parse`: from a text; raises ValueError or FirebuildError. `default`: None where it follows from other settings.
+    `kind`: what `profile-create` checks of it: "folder", "folders" (separated by colons), "program", "pairs" or "".
+    """
 
     name: str
-    variable: str
+    key: str
+    variables: tuple[str, ...]
     parse: Callable[[str], Any]
     default: Any
     help: str
+    kind: str = ""
+
+    @property
+    def many(self) -> bool:
+        """Whether its flag may be given several times."""
+        return self.kind == "pairs"
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -28,10 +40,16 @@ class Settings(msgspec.Struct, frozen=True):
 
     state: str
     run: str
+    binary_jailer: str
     cni_bin_dir: str
     cni_conf_dir: str
     cni_cache_dir: str
     vmm_binary: str
+    storage_provider: str
+    storage_strings: dict[str, str]
+    storage_integers: dict[str, int]
+    store_quota_bytes: int
+    cache_quota_bytes: int
     boot_timeout_s: float
     build_memory_mib: int
     build_cpus: int
@@ -40,6 +58,14 @@ class Settings(msgspec.Struct, frozen=True):
     root_disk_bytes: int
     cache_disk_bytes: int
     trust_host_ca: bool
+    profile: str = DEFAULT_PROFILE
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """The settings in force and, for each by its name, where its value came from, for people."""
+
+    settings: Settings
+    origins: dict[str, str]
 
 
 def _count(text: str) -> int:
@@ -62,37 +88,123 @@ def _seconds(text: str) -> float:
     return value
 
 
-SETTINGS = (
-    Setting("state", "FIREBUILD_STATE", str, DEFAULT_STATE, "folder for images, kernels, machines and records"),
-    Setting("run", "FIREBUILD_RUN", str, DEFAULT_RUN, "folder for the sockets of running machines (keep it short)"),
-    Setting("cni_bin_dir", "FIREBUILD_CNI_BIN_DIR", str, "/opt/cni/bin:/usr/lib/cni", "folders of CNI plugins"),
-    Setting("cni_conf_dir", "FIREBUILD_CNI_CONF_DIR", str, "/etc/cni/conf.d:/etc/cni/net.d", "folders of CNI networks"),
-    Setting("cni_cache_dir", "FIREBUILD_CNI_CACHE_DIR", str, "", "folder of CNI records; empty: `cni` in the state folder"),
-    Setting("vmm_binary", "FIREBUILD_BINARY_FIRECRACKER", str, "", "a program that takes Firecracker's arguments; empty: the emulator"),
-    Setting("boot_timeout_s", "FIREBUILD_BOOT_TIMEOUT", _seconds, 180.0, "seconds within which a guest must be ready"),
-    Setting("build_memory_mib", "FIREBUILD_BUILD_MEM", _count, 1024, "memory of build machines, MiB"),
-    Setting("build_cpus", "FIREBUILD_BUILD_CPU", _count, 2, "processors of build machines"),
-    Setting("build_disk_bytes", "FIREBUILD_BUILD_DISK", parse_size, 16 << 30, "size of a build machine's work disk (sparse)"),
-    Setting("build_network", "FIREBUILD_BUILD_NETWORK", str, "machine-builds", "the network of build machines"),
-    Setting("root_disk_bytes", "FIREBUILD_ROOT_DISK", parse_size, 8 << 30, "size of root disks (sparse)"),
-    Setting("cache_disk_bytes", "FIREBUILD_CACHE_DISK", parse_size, 16 << 30, "size of the disks of cache mounts (sparse)"),
-    Setting("trust_host_ca", "FIREBUILD_TRUST_HOST_CA", _switch, False, "whether build steps trust this host's certificates"),
+def _folder(text: str) -> str:
+    if "\0" in text or "\n" in text:
+        raise ValueError("a path has no NUL and no line break")
+    return os.path.abspath(text)
+
+
+def parse_pairs(text: str) -> dict[str, str]:
+    """`K=V` pairs, one a line, later ones win. Raises ValueError."""
+    pairs: dict[str, str] = {}
+    for part in text.splitlines():
+        name, equals, value = part.partition("=")
+        if not name or not equals:
+            raise ValueError(f"`{part}` is not K=V")
+        pairs[name] = value
+    return pairs
+
+
+def _integer_pairs(text: str) -> dict[str, int]:
+    return {name: int(value) for name, value in parse_pairs(text).items()}
+
+
+_STRINGS = "storage-provider-property-string"
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("state", "run-cache", ("FIREBUILD_STATE", "FIREBUILD_RUN_CACHE"), _folder, None,
+            "folder of images, machines and records", "folder"),
+    Setting("run", "chroot-base", ("FIREBUILD_RUN", "FIREBUILD_CHROOT_BASE"), _folder, None,
+            "folder of what machines have while they run: sockets, jails (keep its path short)", "folder"),
+    Setting("vmm_binary", "binary-firecracker", ("FIREBUILD_BINARY_FIRECRACKER",), str, "",
+            "a program that takes Firecracker's arguments; empty: the emulator", "program"),
+    Setting("binary_jailer", "binary-jailer", ("FIREBUILD_BINARY_JAILER",), str, "",
+            "Firecracker's jailer", "program"),
+    Setting("cni_bin_dir", "cni-bin-dir", ("FIREBUILD_CNI_BIN_DIR",), str, "/opt/cni/bin:/usr/lib/cni",
+            "folders of CNI plugins", "folders"),
+    Setting("cni_conf_dir", "cni-conf-dir", ("FIREBUILD_CNI_CONF_DIR",), str, "/etc/cni/conf.d:/etc/cni/net.d",
+            "folders of CNI networks", "folders"),
+    Setting("cni_cache_dir", "cni-cache-dir", ("FIREBUILD_CNI_CACHE_DIR",), str, "",
+            "folder of CNI records; empty: `cni` in the run cache", "folder"),
+    Setting("storage_provider", "storage-provider", ("FIREBUILD_STORAGE_PROVIDER",), str, "directory",
+            "who keeps rootfs files and kernels"),
+    Setting("storage_strings", _STRINGS, ("FIREBUILD_STORAGE_PROVIDER_PROPERTY_STRING",), parse_pairs, {},
+            "a property K=V of the storage provider", "pairs"),
+    Setting("storage_integers", "storage-provider-property-int64", ("FIREBUILD_STORAGE_PROVIDER_PROPERTY_INT64",),
+            _integer_pairs, {}, "a whole-numbered property K=V of the storage provider", "pairs"),
+    Setting("store_quota_bytes", "store-quota", ("FIREBUILD_STORE_QUOTA",), parse_size, 0,
+            "bytes that images and disks may take together; 0: as much as there is"),
+    Setting("cache_quota_bytes", "build-cache-quota", ("FIREBUILD_BUILD_CACHE_QUOTA",), parse_size, 0,
+            "bytes that cached build steps may take; 0: no limit"),
+    Setting("boot_timeout_s", "boot-timeout", ("FIREBUILD_BOOT_TIMEOUT",), _seconds, 180.0,
+            "seconds within which a guest must be ready"),
+    Setting("build_memory_mib", "build-mem", ("FIREBUILD_BUILD_MEM",), _count, 1024, "memory of build machines, MiB"),
+    Setting("build_cpus", "build-cpu", ("FIREBUILD_BUILD_CPU",), _count, 2, "processors of build machines"),
+    Setting("build_disk_bytes", "build-disk", ("FIREBUILD_BUILD_DISK",), parse_size, 16 << 30,
+            "size of a build machine's work disk (sparse)"),
+    Setting("build_network", "build-network", ("FIREBUILD_BUILD_NETWORK",), str, "machine-builds",
+            "the network of build machines"),
+    Setting("root_disk_bytes", "root-disk", ("FIREBUILD_ROOT_DISK",), parse_size, 8 << 30,
+            "size of root disks (sparse)"),
+    Setting("cache_disk_bytes", "cache-disk", ("FIREBUILD_CACHE_DISK",), parse_size, 16 << 30,
+            "size of the disks of cache mounts (sparse)"),
+    Setting("trust_host_ca", "trust-host-ca", ("FIREBUILD_TRUST_HOST_CA",), _switch, False,
+            "whether build steps trust this host's certificates"),
 )  # fmt: skip
+
+# Flags of the built-in storage provider that are short for one of its properties: flag → property.
+PROPERTY_FLAGS = {
+    "storage-provider.directory.rootfs-storage-root": "rootfs-storage-root",
+    "storage-provider.directory.kernel-storage-root": "kernel-storage-root",
+}
+
+Flags = Mapping[str, Sequence[str]]
+KEYS = frozenset(setting.key for setting in SETTINGS)
 
 
 def load_settings(environment: Mapping[str, str] | None = None) -> tuple[Settings, dict[str, str]]:
-    """The settings in force, and for each its origin: "default" or "environment NAME". Raises ConfigError."""
-    variables = os.environ if environment is None else environment
-    values: dict[str, Any] = {}
+    """The settings that the environment alone gives, and for each its origin. Raises ConfigError."""
+    resolved = resolve_settings({}, os.environ if environment is None else environment, None)
+    return resolved.settings, resolved.origins
+
+
+def resolve_settings(flags: Flags, environment: Mapping[str, str], profile: Profile | None) -> Resolved:
+    """The settings in force: a flag wins over the environment, that over the profile, that over the default.
+
+    `flags`: the texts given, by key. Raises ConfigError that names where the bad value stands.
+    """
+    values: dict[str, Any] = {"profile": profile.name if profile else DEFAULT_PROFILE}
     origins: dict[str, str] = {}
     for setting in SETTINGS:
-        text = variables.get(setting.variable)
-        if not text:
+        found = _find_text(setting, flags, environment, profile)
+        if found is None:
             values[setting.name], origins[setting.name] = setting.default, "default"
             continue
-        try:
-            values[setting.name] = setting.parse(text)
-        except (ValueError, FirebuildError) as error:
-            raise ConfigError(f"{setting.variable}={text}: {error}", hint=setting.help) from error
-        origins[setting.name] = f"environment {setting.variable}"
-    return Settings(**values), origins
+        text, origin = found
+        values[setting.name], origins[setting.name] = parse_value(setting, text, origin), origin
+    if values["state"] is None:
+        values["state"] = default_state_folder(values["profile"])
+    if values["run"] is None:
+        values["run"] = default_run_folder(values["state"])
+    return Resolved(Settings(**values), origins)
+
+
+def parse_value(setting: Setting, text: str, origin: str) -> Any:
+    """The value of a setting from its text. `origin`: where that stands. Raises ConfigError."""
+    try:
+        return setting.parse(text)
+    except (ValueError, FirebuildError) as error:
+        raise ConfigError(f"{origin}: `{text}` will not do as {setting.key}: {error}", hint=setting.help) from error
+
+
+def _find_text(
+    setting: Setting, flags: Flags, environment: Mapping[str, str], profile: Profile | None
+) -> tuple[str, str] | None:
+    if given := flags.get(setting.key):
+        return "\n".join(given), f"flag --{setting.key}"
+    for variable in setting.variables:
+        if text := environment.get(variable):
+            return "\n".join(text.split()) if setting.many else text, f"environment {variable}"
+    if profile is not None and setting.key in profile.settings:
+        return profile.settings[setting.key], profile.locate(setting.key)
+    return None

@@ -27,7 +27,7 @@ from firebuild.events.progress import NullSink, ProgressSink, Reporter
 from firebuild.host.trust import load_ca_bundle
 from firebuild.names import Reference
 from firebuild.store.disk_check import check_disk
-from firebuild.store.view import BuildConfig, ensure_view, make_metadata
+from firebuild.store.view import BuildConfig, make_metadata
 
 
 class RootfsRequest(msgspec.Struct, frozen=True):
@@ -75,7 +75,7 @@ def build_rootfs(
                 )
                 for tag in request.tags:
                     metadata = make_metadata(result.image, tag, kind="rootfs", disk=result.disk, build=facts)
-                    ensure_view(engine.layout.rootfs, tag, result.disk, metadata)
+                    engine.storage.publish(tag, metadata, result.disk.path)
         return result
 
 

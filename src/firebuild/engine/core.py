@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from firebuild.config.settings import Settings, load_settings
+from firebuild.config.current import current_settings
+from firebuild.config.settings import Settings
 from firebuild.host.deadline import Deadline
 from firebuild.host.locks import hold_lock
 from firebuild.layout import Layout
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from firebuild.store.database import Database
     from firebuild.store.disks import DiskStore
     from firebuild.store.images import ImageStore
+    from firebuild.store.provider import StorageProvider
 
 _COLLECTION_S = 120.0
 
@@ -31,8 +33,11 @@ class Engine:
     """A context manager. Services are made on first use, so that `ls` opens the database and nothing else."""
 
     def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or load_settings()[0]
-        self.layout = Layout(Path(self.settings.state).absolute(), Path(self.settings.run).absolute())
+        self.settings = settings or current_settings().settings
+        state, run = Path(self.settings.state).absolute(), Path(self.settings.run).absolute()
+        self.layout = Layout(state, run)
+        if self.settings.storage_provider != "directory" or self.settings.storage_strings:
+            self.layout = Layout(state, run, kernel_root=self.storage.kernel_folder)
 
     def __enter__(self) -> Engine:
         return self
@@ -84,6 +89,17 @@ class Engine:
 
         self.layout.ensure()
         return CacheStore(self.layout.caches, self.layout.locks, self.settings.cache_disk_bytes)
+
+    @cached_property
+    def storage(self) -> StorageProvider:
+        """The storage provider, which has agreed to its properties. Raises ConfigError, ConflictError."""
+        from firebuild.store.provider import Place, get_provider
+
+        settings, layout = self.settings, self.layout
+        place = Place(layout.state, layout.rootfs, layout.kernels)
+        provider = get_provider(settings.storage_provider, place, settings.storage_strings, settings.storage_integers)
+        provider.check()
+        return provider
 
     @contextmanager
     def use_store(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ def describe_machine(engine: Engine, name: str) -> dict[str, Any]:
         "Type": "run",
         "VMMID": spec.id,
         "Name": spec.name,
+        "Profile": spec.profile,
         "State": {
             "Status": str(record.effective_state),
             "ExitCode": progress.exit_code,
@@ -60,7 +61,11 @@ def describe_machine(engine: Engine, name: str) -> dict[str, Any]:
                 "ConfDir": engine.settings.cni_conf_dir,
                 "CacheDir": str(engine.networks.cache_dir),
             },
-            "Jailer": {},
+            "Jailer": {
+                "BinaryFirecracker": engine.settings.vmm_binary,
+                "BinaryJailer": engine.settings.binary_jailer,
+                "ChrootBase": str(engine.layout.run),
+            },
             "Machine": {
                 "CNINetworkName": spec.network or "",
                 "CPU": spec.cpus,

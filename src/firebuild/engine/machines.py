@@ -102,6 +102,7 @@ def _run_machine(engine: Engine, request: RunRequest) -> MachineRecord:
         env=dict(request.env), users=dict(request.users), entrypoint=plan_entrypoint(image, request),
         mmds=request.mmds, auto_remove=request.auto_remove,
         boot_timeout_s=request.boot_timeout_s or engine.settings.boot_timeout_s, labels=dict(request.labels),
+        profile=engine.settings.profile,
     )  # fmt: skip
 
     def make_disks(machine: MachineLayout) -> None:

@@ -6,7 +6,6 @@ can be repeated. Whoever changes a machine holds its lock (`locks/machines/<id>`
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -165,7 +164,8 @@ def _start(
         owner=owner,
         environment={
             "FIREBUILD_STATE": str(services.layout.state), "FIREBUILD_RUN": str(services.layout.run),
-            **{name: os.environ[name] for name in ("FIREBUILD_PROFILE", "FIREBUILD_CONFIG") if name in os.environ},
+            "FIREBUILD_CNI_BIN_DIR": ":".join(map(str, services.networks.bin_dirs)),
+            "FIREBUILD_CNI_CACHE_DIR": str(services.networks.cache_dir),
         },
     )  # fmt: skip
     progress = msgspec.structs.replace(progress, supervisor=supervisor, vmm=vmm)

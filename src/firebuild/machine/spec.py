@@ -39,6 +39,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     `kind`: "run" or "build". `image`: the familiar reference; `image_digest`: its manifest's. `memory_mib`: MiB.
     `disk_size_bytes`: of the upper disk. `network`: a network's name, or None for none. `env`: of the run; wins over the image's.
     `users`: SSH public keys by user name. `auto_remove`: removed with everything once it has ended.
+    `profile`: the profile that it belongs to.
     """
 
     id: MachineId
@@ -64,3 +65,4 @@ class MachineSpec(msgspec.Struct, frozen=True):
     auto_remove: bool = False
     boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S
     labels: dict[str, str] = {}
+    profile: str = ""

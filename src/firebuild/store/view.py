@@ -69,6 +69,12 @@ class RootfsMetadata(msgspec.Struct, rename="pascal"):
     config_digest: str = ""
     chain_id: str = ""
     disk_key: str = ""
+    facts_digest: str = ""
+
+
+_EMPTY = RootfsMetadata(
+    "", 0, ImageName("", "", ""), "", {}, [], [], EntrypointInfo([], [], {}, [], "", ""), BuildConfig()
+)
 
 
 def split_reference(reference: Reference) -> ImageName | None:
@@ -134,10 +140,11 @@ def make_metadata(
     )
 
 
-def ensure_view(root: Path, reference: Reference, disk: Disk, metadata: RootfsMetadata) -> Path | None:
+def ensure_view(root: Path, reference: Reference, disk: Path | None, metadata: RootfsMetadata) -> Path | None:
     """Bring the view of one name in step: the link first, then the metadata, each replaced whole.
 
-    Returns the folder, or None for a reference without a tag. Raises DiskFullError, HostError.
+    `disk`: None while there is none: then there is no `rootfs` either. Returns the folder, or None for a reference
+    without a tag. Raises DiskFullError, HostError.
     """
     folder = view_folder(root, reference)
     if folder is None:
@@ -145,8 +152,11 @@ def ensure_view(root: Path, reference: Reference, disk: Disk, metadata: RootfsMe
     temporary = folder / f".rootfs.{secrets.token_hex(6)}.tmp"
     try:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        os.symlink(disk.path, temporary)
-        os.rename(temporary, folder / "rootfs")
+        if disk is None:
+            (folder / "rootfs").unlink(missing_ok=True)
+        else:
+            os.symlink(disk, temporary)
+            os.rename(temporary, folder / "rootfs")
         sync_folder(folder)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -182,17 +192,30 @@ def remove_view(root: Path, reference: Reference) -> None:
         raise map_os_error(error, f"removing the view `{folder}`") from error
 
 
-def list_views(root: Path) -> Sequence[Reference]:
-    """The references whose views exist, sorted by path; strange folders are left out."""
+def list_views(root: Path) -> list[tuple[Reference, RootfsMetadata, Path | None]]:
+    """The names whose views exist, sorted by path, with their metadata and the disk that is linked (None: no such file).
+
+    A view whose metadata does not parse has empty ones, so that it is made anew or removed; strange folders are left out.
+    """
     found = []
-    for path in sorted(root.glob("*/*/*/metadata.json")):
-        org, name, version = path.parts[-4:-1]
-        path_text = name if org == "_" else f"{org.replace('+', '/')}/{name}"
-        try:
-            found.append(parse_reference(f"{path_text}:{version}"))
-        except FirebuildError:
+    for path in sorted(root.glob("*/*/*/")):
+        reference = _parse_folder(path)
+        if reference is None:
             continue
+        metadata = find_metadata(root, reference) or _EMPTY
+        link = path / "rootfs"
+        found.append((reference, metadata, Path(os.readlink(link)) if link.is_symlink() and link.exists() else None))
     return found
+
+
+def _parse_folder(path: Path) -> Reference | None:
+    org, name, version = path.parts[-3:]
+    text = name if org == "_" else f"{org.replace('+', '/')}/{name}"
+    try:
+        reference = parse_reference(f"{text}:{version}")
+    except FirebuildError:
+        return None
+    return reference if view_folder(path.parents[2], reference) == path else None
 
 
 def _split_env(env: Sequence[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from firebuild.names import Digest, parse_reference
+from firebuild.names import parse_reference
 from firebuild.store.blobs import BlobStore
 from firebuild.store.disks import Disk
 from firebuild.store.images import Image, ImageConfig, ImageStore, RunConfig
@@ -61,14 +61,14 @@ def test_each_reference_has_its_own_folder(tmp_path: Path, reference: str, folde
 def test_a_digest_alone_has_no_folder(tmp_path: Path, image: Image, disk: Disk) -> None:
     reference = parse_reference(f"debian@sha256:{'a' * 64}")
     assert view_folder(tmp_path, reference) is None
-    assert ensure_view(tmp_path, reference, disk, make_metadata(image, reference, kind="rootfs")) is None
+    assert ensure_view(tmp_path, reference, disk.path, make_metadata(image, reference, kind="rootfs")) is None
 
 
 def test_the_keys_and_the_link(tmp_path: Path, image: Image, disk: Disk) -> None:
     reference = parse_reference("combust-labs/consul:1.9.4")
     build = BuildConfig(build_args={"V": "1"}, dockerfile="Dockerfile")
     metadata = make_metadata(image, reference, kind="rootfs", disk=disk, build=build, parent={"Tag": "alpine:3.13"})
-    folder = ensure_view(tmp_path / "rootfs", reference, disk, metadata)
+    folder = ensure_view(tmp_path / "rootfs", reference, disk.path, metadata)
     assert folder is not None and (folder / "rootfs").read_bytes() == b"disk"
     assert os.readlink(folder / "rootfs") == os.fspath(disk.path)
     document = json.loads((folder / "metadata.json").read_text())
@@ -101,6 +101,7 @@ def test_the_keys_and_the_link(tmp_path: Path, image: Image, disk: Disk) -> None
         "ConfigDigest": "",
         "ChainId": "",
         "DiskKey": disk.key,
+        "FactsDigest": "",
     }
     assert find_metadata(tmp_path / "rootfs", reference) == metadata
 
@@ -110,12 +111,12 @@ def test_renewing_listing_and_removing(tmp_path: Path, image: Image, disk: Disk)
     names = ["debian:12", "debian:13", "localhost:5000/team/app:1"]
     for name in names * 2:
         reference = parse_reference(name)
-        ensure_view(root, reference, disk, make_metadata(image, reference, kind="baseos"))
-    assert sorted(reference.familiar for reference in list_views(root)) == names
+        ensure_view(root, reference, disk.path, make_metadata(image, reference, kind="baseos"))
+    assert sorted(reference.familiar for reference, _, _ in list_views(root)) == names
     other = disk.path.with_name("other.ext4")
     other.write_bytes(b"other")
     folder = ensure_view(
-        root, parse_reference("debian:12"), Disk("b" * 64, other, 5, "c", Digest("d"), {}),
+        root, parse_reference("debian:12"), other,
         make_metadata(image, parse_reference("debian:12"), kind="baseos"),
     )  # fmt: skip
     assert folder is not None and (folder / "rootfs").read_bytes() == b"other"

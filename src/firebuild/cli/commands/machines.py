@@ -38,6 +38,7 @@ def ls(show_all: bool, quiet: bool, format_name: str) -> None:
                 "running": state is State.RUNNING, "pid": progress.vmm.pid if progress.vmm else None,
                 "started": progress.started_at_ns, "ip-address": addresses[0] if addresses else "",
                 "exit-code": progress.exit_code, "ports": [str(port) for port in record.spec.ports],
+                "profile": record.spec.profile,
             }
         )  # fmt: skip
     if quiet:
@@ -132,7 +133,9 @@ def purge() -> int:
 @click.argument("machine_id")
 def machine_ended(machine_id: str) -> None:
     """Called by the supervisor when its VMM has ended."""
+    from firebuild.config.settings import load_settings
     from firebuild.engine.machines import note_end
 
-    with Engine() as engine:
+    # The supervisor's environment says it all: the profile may be another by now, or gone.
+    with Engine(load_settings()[0]) as engine:
         note_end(engine, machine_id)
