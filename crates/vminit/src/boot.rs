@@ -9,8 +9,8 @@ use crate::root::Disks;
 use crate::teardown::{power_off, reboot, Ending, HOST_GRACE};
 use crate::transport::Transport;
 use crate::util::{start_thread, Context, Deadline};
-use crate::{config, control, entrypoint, etc, files, log, metadata, modules, mounts, network, root, sys};
-use firebuild_protocol::message::{BootDocument, BootKind, PushEvent};
+use crate::{config, control, entrypoint, etc, files, handover, log, metadata, modules, mounts, network, root, sys};
+use firebuild_protocol::message::{BootDocument, BootKind, InitMode, PushEvent};
 use firebuild_protocol::{ProcessExit, ProcessHost, TaskError};
 use rustix::system::RebootCommand;
 use rustix::time::{ClockId, Timespec};
@@ -74,11 +74,16 @@ fn reach_host() -> Result<(Arc<Guest>, Receiver<Order>), TaskError> {
     Ok((guest, orders))
 }
 
-/// PID 1 is never the one to die of a lack of memory, nor does Ctrl-Alt-Del pass it by.
-fn protect_self() {
+/// Never the one to die of a lack of memory.
+pub fn protect_from_oom() {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
         log::error(&format!("oom_score_adj: {error}"));
     }
+}
+
+/// Nor does Ctrl-Alt-Del pass PID 1 by.
+fn protect_self() {
+    protect_from_oom();
     if let Err(errno) = rustix::system::reboot(RebootCommand::CadOff) {
         log::error(&format!("Ctrl-Alt-Del: {errno}"));
     }
@@ -101,14 +106,18 @@ fn live(guest: &Arc<Guest>, orders: &Receiver<Order>) -> ! {
 
 fn fail(guest: &Guest, error: &TaskError) {
     log::error(&format!("boot failed: {error}"));
+    guest.push.event(&failed_event(error));
+}
+
+pub fn failed_event(error: &TaskError) -> PushEvent {
     let (code, message) = match error {
         TaskError::Refused { code, message } => (code.as_str(), message.clone()),
         TaskError::Stream(error) => ("io", error.to_string()),
     };
-    guest.push.event(&PushEvent::Failed { code: code.to_owned(), message });
+    PushEvent::Failed { code: code.to_owned(), message }
 }
 
-fn step(guest: &Guest, name: &str) {
+pub fn step(guest: &Guest, name: &str) {
     log::note(name);
     guest.push.step(name);
 }
@@ -129,7 +138,8 @@ fn configure(guest: &Arc<Guest>, booted: &mut Booted) -> Result<(), TaskError> {
         etc::write_hosts(&hostname, &document.interfaces)?;
         etc::write_resolv_conf(&document.dns)?;
         guest.set_configured(profile);
-        return ready(guest, None);
+        tell_ready(guest, None);
+        return Ok(());
     }
     if let Some(root) = &document.root {
         step(guest, "mount-root");
@@ -142,6 +152,10 @@ fn configure(guest: &Arc<Guest>, booted: &mut Booted) -> Result<(), TaskError> {
     }
     step(guest, "write-files");
     write_files(document, &profile, &hostname)?;
+    if document.init == InitMode::System {
+        step(guest, "hand-over");
+        return handover::hand_over(guest, &profile);
+    }
     let pid = if document.start_entrypoint {
         step(guest, "start-entrypoint");
         Some(start_entrypoint(guest, &profile, booted)?)
@@ -149,7 +163,8 @@ fn configure(guest: &Arc<Guest>, booted: &mut Booted) -> Result<(), TaskError> {
         None
     };
     guest.set_configured(profile);
-    ready(guest, pid)
+    tell_ready(guest, pid);
+    Ok(())
 }
 
 fn hostname_of(document: &BootDocument, profile: &Profile) -> String {
@@ -160,7 +175,7 @@ fn hostname_of(document: &BootDocument, profile: &Profile) -> String {
 }
 
 fn write_files(document: &BootDocument, profile: &Profile, hostname: &str) -> Result<(), TaskError> {
-    etc::write_all(hostname, &document.interfaces, &document.dns, &profile.metadata.env)?;
+    etc::write_all(&document.id, hostname, &document.interfaces, &document.dns, &profile.metadata.env)?;
     let passwd = files::read_or_empty("/etc/passwd", 4 << 20)?;
     for failure in etc::write_keys(&profile.metadata.users, &passwd) {
         log::error(&failure);
@@ -182,16 +197,22 @@ fn start_entrypoint(guest: &Arc<Guest>, profile: &Profile, booted: &mut Booted) 
     }
 }
 
-fn ready(guest: &Guest, entrypoint_pid: Option<u32>) -> Result<(), TaskError> {
+/// The boot is done.
+pub fn tell_ready(guest: &Guest, entrypoint_pid: Option<u32>) {
+    let event = ready_event(entrypoint_pid);
+    if let PushEvent::Ready { uptime_ms, .. } = &event {
+        log::note(&format!("ready after {uptime_ms} ms"));
+    }
+    guest.push.event(&event);
+}
+
+pub fn ready_event(entrypoint_pid: Option<u32>) -> PushEvent {
     let uptime = rustix::time::clock_gettime(ClockId::Boottime);
     let uptime = Duration::new(
         u64::try_from(uptime.tv_sec).unwrap_or_default(),
         u32::try_from(uptime.tv_nsec).unwrap_or_default(),
     );
-    let uptime_ms = u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX);
-    log::note(&format!("ready after {uptime_ms} ms"));
-    guest.push.event(&PushEvent::Ready { uptime_ms, entrypoint_pid });
-    Ok(())
+    PushEvent::Ready { uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX), entrypoint_pid }
 }
 
 /// Set the clock; a machine without a clock chip begins in 1970.

@@ -6,8 +6,8 @@ use firebuild_protocol::{ErrorCode, TaskError};
 
 /// Refuses what this vminit does not serve and names that could be more than names.
 pub fn check(document: &BootDocument) -> Result<(), TaskError> {
-    if document.init == InitMode::System {
-        return refuse(ErrorCode::UnsupportedOp, "init mode \"system\" is not served");
+    if document.init == InitMode::System && document.kind == BootKind::Build {
+        return bad("a build machine has no init of its own".to_owned());
     }
     if !(1..=64).contains(&document.stop_signal) {
         return bad(format!("stop_signal {} is no signal", document.stop_signal));
@@ -80,7 +80,7 @@ mod tests {
     fn what_cannot_be_carried_out_is_refused() {
         let metadata = r#""metadata":{}"#;
         for (text, word) in [
-            (r#""kind":"run","init":"system","root":{"mode":"copy","lower":"vda"}"#, "system"),
+            (r#""kind":"build","init":"system""#, "no init"),
             (r#""kind":"run","init":"direct","root":null"#, "needs a root"),
             (r#""kind":"build","init":"direct","root":{"mode":"copy","lower":"vda"}"#, "no root"),
             (r#""kind":"run","init":"direct","root":{"mode":"overlay","lower":"vda"}"#, "upper"),

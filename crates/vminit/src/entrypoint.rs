@@ -3,9 +3,9 @@
 use crate::guest::{Guest, Order};
 use crate::launch::{prepare, Launch};
 use crate::metadata::Profile;
-use crate::outputs::Outputs;
-use crate::reaper::Started;
-use crate::session::{give_pipes, give_terminal, start_error};
+use crate::outputs::Sink;
+use crate::reaper::{Reaper, Started};
+use crate::session::{give_pipes, give_terminal, start_error, Ends};
 use crate::util::{refuse, start_thread};
 use firebuild_protocol::{ErrorCode, ProcessExit, ProcessHost, TaskError};
 use std::sync::Arc;
@@ -15,11 +15,27 @@ const COLS: u16 = 80;
 
 /// Start it. Returns its pid once the program has been executed.
 pub fn start(guest: &Arc<Guest>, profile: &Profile) -> Result<u32, TaskError> {
+    let (started, ends) = launch(&guest.reaper, profile, guest.document.tty)?;
+    let pid = started.pid;
+    guest.set_entrypoint(Some(pid));
+    let own = Arc::clone(guest);
+    start_thread("entrypoint", move || {
+        let exit = follow(&own.reaper, &started, ends, &mut |frame_type, bytes: &[u8]| {
+            own.push.send(frame_type, bytes);
+            Ok(())
+        });
+        own.set_entrypoint(None);
+        own.order(Order::EntrypointEnded(exit));
+    })?;
+    Ok(pid)
+}
+
+/// Execute it as a child of this process.
+pub fn launch(reaper: &Reaper, profile: &Profile, tty: bool) -> Result<(Started, Ends), TaskError> {
     let argv = profile.entrypoint.argv();
     if argv.is_empty() {
         return refuse(ErrorCode::BadRequest, "the image has neither an entrypoint nor a command");
     }
-    let tty = guest.document.tty;
     let launch = Launch { argv: &argv, tty, make_workdir: true, ..Launch::default() };
     let (mut command, mut setup) = prepare(profile, &launch)?;
     let owner = setup.identity.as_ref().map(|(uid, _, _)| *uid);
@@ -27,24 +43,16 @@ pub fn start(guest: &Arc<Guest>, profile: &Profile) -> Result<u32, TaskError> {
         if tty { give_terminal(&mut command, ROWS, COLS, owner)? } else { give_pipes(&mut command, false, owner)? };
     setup.new_session = true;
     setup.controlling_terminal = tty;
-    let started = guest.reaper.start_child(&mut command, setup).map_err(|error| start_error(&command, &error))?;
-    drop(command);
-    let pid = started.pid;
-    guest.set_entrypoint(Some(pid));
-    let own = Arc::clone(guest);
-    start_thread("entrypoint", move || {
-        // Input stays open with the terminal: its closing would hang the entrypoint up.
-        let crate::session::Ends { input, outputs } = ends;
-        follow(&own, &started, outputs);
-        drop(input);
-    })?;
-    Ok(pid)
+    let started = reaper.start_child(&mut command, setup).map_err(|error| start_error(&command, &error))?;
+    Ok((started, ends))
 }
 
-/// Push the output until the process has ended, then say so.
-fn follow(guest: &Guest, started: &Started, mut outputs: Outputs) {
+/// Hand its output on until it has ended; then its exit. What the sink refuses is lost.
+pub fn follow(reaper: &Reaper, started: &Started, ends: Ends, sink: &mut Sink<'_>) -> ProcessExit {
+    // Input stays open with the terminal: its closing would hang the entrypoint up.
+    let Ends { input, mut outputs } = ends;
     let mut sink = |frame_type, bytes: &[u8]| {
-        guest.push.send(frame_type, bytes);
+        let _ = sink(frame_type, bytes);
         Ok(())
     };
     while let Ok((ready, _)) = outputs.wait(&started.pidfd, Vec::new()) {
@@ -55,7 +63,6 @@ fn follow(guest: &Guest, started: &Started, mut outputs: Outputs) {
             break;
         }
     }
-    let exit = guest.reaper.wait(started.pid).unwrap_or(ProcessExit { code: 255, signal: None });
-    guest.set_entrypoint(None);
-    guest.order(Order::EntrypointEnded(exit));
+    drop(input);
+    reaper.wait(started.pid).unwrap_or(ProcessExit { code: 255, signal: None })
 }

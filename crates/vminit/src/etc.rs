@@ -60,6 +60,18 @@ fn is_shell_name(name: &str) -> bool {
     starts_well && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
+/// A machine-id(5) for a machine's id: 32 hexadecimal digits, the same at each start of the machine, another one for
+/// every other machine (20 letters and digits are fewer than 2^128, and each step can be undone).
+pub fn machine_id(id: &str) -> String {
+    // Odd, so that the multiplication loses nothing; it spreads the id over all digits.
+    const SPREAD: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+    let number = id.bytes().fold(1_u128, |number, byte| {
+        let digit = char::from(byte).to_digit(36).unwrap_or_default();
+        number.wrapping_mul(36).wrapping_add(u128::from(digit))
+    });
+    format!("{:032x}", number.wrapping_mul(SPREAD))
+}
+
 /// What could break out of its line in one of these files.
 fn check_words<'a>(what: &str, words: impl IntoIterator<Item = &'a String>) -> Result<(), TaskError> {
     for word in words {
@@ -89,6 +101,7 @@ pub fn write_hosts(hostname: &str, interfaces: &[Interface]) -> Result<(), TaskE
 
 /// Write them all into the root that is now `/`.
 pub fn write_all(
+    id: &str,
     hostname: &str,
     interfaces: &[Interface],
     dns: &Dns,
@@ -98,6 +111,7 @@ pub fn write_all(
         check_words("host name", [&hostname.to_owned()])?;
         files::replace("/etc", "hostname", &format!("{hostname}\n"))?;
     }
+    files::replace("/etc", "machine-id", &format!("{}\n", machine_id(id)))?;
     write_hosts(hostname, interfaces)?;
     write_resolv_conf(dns)?;
     if !files::exists("/etc/nsswitch.conf") {
@@ -163,6 +177,15 @@ mod tests {
         assert!(text.ends_with("192.168.127.5\tweb.example.org web\n"), "{text}");
         assert!(hosts_text("web", &[]).ends_with("127.0.1.1\tweb\n"));
         assert!(!hosts_text("", &[]).contains("127.0.1.1"));
+    }
+
+    #[test]
+    fn machine_ids() {
+        let id = machine_id("gac0vpp30fdw0lqi9gld");
+        assert!(id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase()), "{id}");
+        assert_eq!(id, machine_id("gac0vpp30fdw0lqi9gld"));
+        assert_ne!(id, machine_id("gac0vpp30fdw0lqi9gle"));
+        assert_ne!(machine_id("0"), machine_id("00"));
     }
 
     #[test]

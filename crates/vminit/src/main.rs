@@ -8,6 +8,7 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, dead_code))]
 
+mod agent;
 mod boot;
 mod config;
 mod control;
@@ -16,7 +17,9 @@ mod entrypoint;
 mod etc;
 mod files;
 mod guest;
+mod handover;
 mod http;
+mod inits;
 mod launch;
 mod log;
 mod metadata;
@@ -28,6 +31,7 @@ mod outputs;
 mod push;
 mod reaper;
 mod root;
+mod service;
 mod session;
 mod stream;
 mod sys;
@@ -49,6 +53,8 @@ fn start() -> i32 {
             Some(file) => firebuild_layers::run_step(std::path::Path::new(file)),
             None => 2,
         },
+        Some(handover::AGENT_ARGUMENT) => agent::run(),
+        Some(handover::SERVICE_ARGUMENT) => service::run(),
         Some("--version") => say(&format!("vminit {VERSION}\n")),
         _ => {
             say("vminit is PID 1 of a firebuild guest: put it into an initramfs as /init\n");

@@ -77,6 +77,11 @@ pub fn mount_late() -> Result<Vec<String>, TaskError> {
     Ok(missing)
 }
 
+/// Where an init expects a file system of its own, or makes one: then what is put into it before would be hidden.
+pub fn mount_run() -> Result<(), TaskError> {
+    mount(&needed("tmpfs", "/run", MountFlags::NOSUID.union(MountFlags::NODEV), "mode=0755"))
+}
+
 fn take_null() -> Result<(), TaskError> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).doing("open /dev/null")?;
     rustix::stdio::dup2_stdin(&null).doing("take /dev/null as input")?;

@@ -31,13 +31,17 @@ const MAPPED_ABOVE: libc::c_int = 64 * 1024;
 /// The signals that PID 1 takes as a request to stop: SIGINT is Ctrl-Alt-Del.
 const STOP_SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGPWR];
 
-fn stop_set() -> libc::sigset_t {
+/// The signals that an init or a user may send to the entrypoint's service.
+pub const FORWARDED_SIGNALS: [libc::c_int; 7] =
+    [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH];
+
+fn signal_set(signals: &[libc::c_int]) -> libc::sigset_t {
     // SAFETY: sigset_t is plain data that sigemptyset initializes.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut set);
-        for signal in STOP_SIGNALS {
-            libc::sigaddset(&mut set, signal);
+        for signal in signals {
+            libc::sigaddset(&mut set, *signal);
         }
         set
     }
@@ -45,14 +49,24 @@ fn stop_set() -> libc::sigset_t {
 
 /// Block the stop signals in this thread and all that it will start, so that [`wait_for_stop_signal`] gets them.
 pub fn block_stop_signals() {
-    let set = stop_set();
+    block_signals(&STOP_SIGNALS);
+}
+
+/// Block signals in this thread and all that it will start, so that [`wait_for_signal`] gets them.
+pub fn block_signals(signals: &[libc::c_int]) {
+    let set = signal_set(signals);
     // SAFETY: the set is initialized, the old mask is not asked for.
     unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
 }
 
 /// Block until one of the stop signals comes.
 pub fn wait_for_stop_signal() -> io::Result<i32> {
-    let set = stop_set();
+    wait_for_signal(&STOP_SIGNALS)
+}
+
+/// Block until one of these signals comes; they must be blocked.
+pub fn wait_for_signal(signals: &[libc::c_int]) -> io::Result<i32> {
+    let set = signal_set(signals);
     let mut signal = 0;
     // SAFETY: both pointers are to live locals.
     match unsafe { libc::sigwait(&set, &mut signal) } {
@@ -148,6 +162,20 @@ pub fn prepare_child(command: &mut Command, setup: ChildSetup) {
     };
     // SAFETY: the hook makes system calls only; all its memory was allocated before the fork.
     unsafe { command.pre_exec(hook) };
+}
+
+/// Become the image's init: with the signals, the limits and the environment that a kernel starts one with. Returns only
+/// if that fails.
+pub fn become_init(program: &CString) -> io::Error {
+    let argv = vec![program.clone()];
+    let env = ["HOME=/", "TERM=linux", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];
+    let env = env.iter().map(|text| CString::new(*text).unwrap_or_default()).collect();
+    let program = Program::new(program.clone(), argv, env);
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "0") {
+        return error;
+    }
+    reset_signals();
+    program.execute()
 }
 
 fn reset_signals() {

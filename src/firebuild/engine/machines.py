@@ -29,6 +29,7 @@ from firebuild.store.disks import make_blank
 from firebuild.store.images import Image
 
 DEFAULT_UPPER_BYTES = 8 << 30
+INIT_LABEL = "org.firebuild.init"
 
 _ADJECTIVES = ("amber", "brisk", "calm", "clever", "eager", "fond", "gentle", "happy", "keen", "lively", "mellow")
 _NOUNS = ("badger", "comet", "delta", "ember", "falcon", "grove", "harbor", "island", "juniper", "lagoon", "maple")
@@ -50,6 +51,7 @@ class RunRequest(msgspec.Struct, frozen=True):
     memory_mib: int = DEFAULT_MEMORY_MIB
     disk_size_bytes: int = DEFAULT_UPPER_BYTES
     root_mode: str = "overlay"
+    init: str = "auto"
     network: str | None = DEFAULT_NETWORK
     address: str | None = None
     ports: Sequence[PortMapping] = ()
@@ -98,7 +100,7 @@ def _run_machine(engine: Engine, request: RunRequest) -> MachineRecord:
         kernel=kernel.name, cpus=request.cpus, memory_mib=request.memory_mib, network=request.network,
         image=_name_of(image), image_digest=image.manifest_digest,
         kernel_args=request.kernel_args or DEFAULT_KERNEL_ARGS, disk_size_bytes=request.disk_size_bytes,
-        root_mode=request.root_mode, drives=drives, ports=list(request.ports), address=request.address,
+        root_mode=request.root_mode, init=plan_init(image, request), drives=drives, ports=list(request.ports), address=request.address,
         env=dict(request.env), users=dict(request.users), entrypoint=plan_entrypoint(image, request),
         mmds=request.mmds, auto_remove=request.auto_remove,
         boot_timeout_s=request.boot_timeout_s or engine.settings.boot_timeout_s, labels=dict(request.labels),
@@ -121,6 +123,8 @@ def _name_of(image: Image) -> str:
 def _check(request: RunRequest) -> None:
     if request.root_mode not in ("overlay", "copy"):
         raise UsageError(f"`{request.root_mode}` is not a root mode", hint="choose overlay or copy")
+    if request.init not in ("auto", "direct", "system"):
+        raise UsageError(f"`{request.init}` is not a way to start", hint="choose auto, direct or system")
     if not 1 <= request.cpus <= 32:
         raise UsageError(f"a machine has 1 to 32 processors, not {request.cpus}")
     if not 64 <= request.memory_mib <= 1 << 20:
@@ -144,15 +148,24 @@ def _check_name_free(engine: Engine, name: str) -> None:
         )
 
 
+def plan_init(image: Image, request: RunRequest) -> str:
+    """Who is PID 1: `direct` (vminit) or `system` (the image's own init). With auto the image's label decides."""
+    if request.init != "auto":
+        return request.init
+    return "system" if image.config.config.labels.get(INIT_LABEL) == "system" else "direct"
+
+
 def plan_entrypoint(image: Image, request: RunRequest) -> Entrypoint:
-    """What runs: the image's configuration with the request's changes, by Docker's rules. Raises UsageError if nothing would run."""
+    """What runs: the image's configuration with the request's changes, by Docker's rules. Raises UsageError if nothing would run.
+
+    In system mode that may be: the image's init runs."""
     config = image.config.config
     entrypoint, cmd = list(config.entrypoint), list(config.cmd)
     if request.entrypoint is not None:
         entrypoint, cmd = ([request.entrypoint] if request.entrypoint else []), []
     if request.command:
         cmd = list(request.command)
-    if not entrypoint and not cmd:
+    if not entrypoint and not cmd and plan_init(image, request) == "direct":
         raise UsageError(
             f"the image {request.image} names no command, and none was given",
             hint=f"give one: firebuild run --from {request.image} -- /bin/sleep 60",

@@ -36,6 +36,8 @@ from firebuild.vmm.process import plan_emulator
 _CLEANUP_S = 120.0
 _LOCK_S = 150.0
 _GUEST_CID = 3
+# For an image's own init to take its services down.
+_INIT_STOP_S = 90.0
 
 # What a guest may say that is a fault of the request or the image, and what to do about it.
 _REQUEST_FAULTS = {
@@ -392,8 +394,9 @@ def stop_machine(services: MachineServices, record: MachineRecord, *, timeout_s:
                 request_stop(
                     paths.vsock, number, timeout_s, Deadline(min(timeout_s, 10) + 5, "asking the guest to stop")
                 )
-                # The guest gets its own timeout to end the entrypoint, and as long again to sync and power off.
-                forced = not wait_gone(supervisor, timeout_s * 2 + 10)
+                # The guest gets its own timeout to end the entrypoint, and as long again to sync and power off; an init
+                # of its own has services to end.
+                forced = not wait_gone(supervisor, timeout_s * 2 + (_INIT_STOP_S if spec.init == "system" else 10))
             except (GuestError, DeadlineError):
                 forced = True
         if forced:

@@ -90,7 +90,7 @@ def plan_boot_document(spec: MachineSpec, attachment: Attachment | None) -> dict
     document: dict[str, Any] = {
         "id": spec.id,
         "kind": spec.kind,
-        "init": "direct",
+        "init": spec.init,
         "root": None,
         "interfaces": [],
         "dns": {"nameservers": [], "search": [], "options": []},

@@ -37,6 +37,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     """One machine.
 
     `kind`: "run" or "build". `image`: the familiar reference; `image_digest`: its manifest's. `memory_mib`: MiB.
+    `init`: direct (vminit is PID 1) or system (the image's own init is).
     `disk_size_bytes`: of the upper disk. `network`: a network's name, or None for none. `env`: of the run; wins over the image's.
     `users`: SSH public keys by user name. `auto_remove`: removed with everything once it has ended.
     `profile`: the profile that it belongs to.
@@ -55,6 +56,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     kernel_args: str = DEFAULT_KERNEL_ARGS
     disk_size_bytes: int = 0
     root_mode: str = "overlay"
+    init: str = "direct"
     drives: list[DriveSpec] = []
     ports: list[PortMapping] = []
     address: str | None = None

@@ -93,3 +93,8 @@ def test_signals(text: str, number: int) -> None:
 def test_what_is_no_signal_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_signal(text)
+
+
+def test_the_boot_document_says_who_is_pid_1(attachment: Attachment) -> None:
+    assert plan_boot_document(SPEC, attachment)["init"] == "direct"
+    assert plan_boot_document(msgspec.structs.replace(SPEC, init="system"), attachment)["init"] == "system"

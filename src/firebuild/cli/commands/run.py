@@ -49,6 +49,14 @@ from firebuild.names import parse_port_mappings, parse_size
 @click.option(
     "--root-mode", default="overlay", show_default=True, help="overlay, or copy: a private copy of the root disk."
 )
+@click.option(
+    "--init",
+    is_flag=False,
+    flag_value="auto",
+    default="auto",
+    show_default=True,
+    help="Who is PID 1: direct (firebuild's own), system (the image's init), auto (as the image says).",
+)
 @click.option("--vmlinux-id", "--kernel", "kernel", help="The kernel; without it the newest.")
 @click.option("--kernel-args", help="The kernel's command line.")
 @click.option("--entrypoint", help="Replaces the image's ENTRYPOINT (and its CMD).")
@@ -79,6 +87,7 @@ def run(**options: Any) -> int:
         memory_mib=parse_size(options["memory"], default_unit="m") >> 20,
         disk_size_bytes=parse_size(options["disk_size"], default_unit="m"),
         root_mode=options["root_mode"],
+        init=options["init"],
         network=None if options["network"] == "none" else options["network"],
         address=options["address"],
         ports=[mapping for text in options["ports"] for mapping in parse_port_mappings(text)],

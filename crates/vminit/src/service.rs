@@ -1,0 +1,150 @@
+//! The entrypoint's service, which the image's init starts: the entrypoint's parent, and its tie to the agent.
+//!
+//! To the agent it speaks the protocol's frames: EVENT `ready` once the entrypoint is executed (or `failed`), STDOUT
+//! and STDERR, EVENT `step` when the init has asked for the end, EXIT. From it: SIGNAL.
+
+use crate::handover::{load_document, AGENT_SOCKET};
+use crate::launch::exit_code_for;
+use crate::metadata::{self, Profile};
+use crate::reaper::Reaper;
+use crate::stream::FdStream;
+use crate::util::{lock, start_thread, Context, Deadline};
+use crate::{boot, entrypoint, log, sys};
+use firebuild_protocol::message::{to_json, PushEvent, Signal};
+use firebuild_protocol::{FrameStream, FrameType, ProcessExit, ProcessHost, TaskError};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// For the agent to listen.
+const AGENT_TAKES: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(50);
+/// For the agent to read the last frames.
+const AGENT_READS: Duration = Duration::from_secs(5);
+
+type Writer = Arc<Mutex<FdStream>>;
+
+/// The program; returns its exit code: the entrypoint's, or 0 if the init has asked for its end.
+pub fn run() -> i32 {
+    sys::block_signals(&sys::FORWARDED_SIGNALS);
+    match serve() {
+        Ok(code) => code,
+        Err(error) => {
+            log::error(&format!("service: {error}"));
+            1
+        }
+    }
+}
+
+fn serve() -> Result<i32, TaskError> {
+    let document = load_document()?;
+    let profile = metadata::load(&document, Deadline::after(Duration::ZERO))?;
+    let reader = connect()?;
+    let writer: Writer = Arc::new(Mutex::new(reader.try_clone().doing("duplicate a stream")?));
+    if !document.start_entrypoint || profile.entrypoint.argv().is_empty() {
+        send_event(&writer, &boot::ready_event(None));
+        lock(&writer).linger(AGENT_READS);
+        return Ok(0);
+    }
+    run_entrypoint(&document, &profile, reader, &writer)
+}
+
+fn run_entrypoint(
+    document: &firebuild_protocol::message::BootDocument,
+    profile: &Profile,
+    reader: FdStream,
+    writer: &Writer,
+) -> Result<i32, TaskError> {
+    let reaper = Reaper::start()?;
+    let (started, ends) = match entrypoint::launch(&reaper, profile, document.tty) {
+        Ok(launched) => launched,
+        Err(error) => {
+            let code = exit_code_for(&error);
+            send_event(writer, &boot::failed_event(&error));
+            end(writer, ProcessExit { code, signal: None });
+            return Ok(code);
+        }
+    };
+    send_event(writer, &boot::ready_event(Some(started.pid)));
+    let asked = Arc::new(Mutex::new(false));
+    let (own, pid) = (reaper.clone(), started.pid);
+    start_thread("agent", move || obey(&own, pid, reader))?;
+    let (own, writing, told) = (reaper.clone(), Arc::clone(writer), Arc::clone(&asked));
+    let stop_signal = document.stop_signal;
+    start_thread("signals", move || forward(&own, pid, stop_signal, &writing, &told))?;
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let exit = entrypoint::follow(&reaper, &started, ends, &mut |frame_type, bytes: &[u8]| {
+        if journal {
+            write_through(frame_type, bytes);
+        }
+        lock(writer).write_frame(frame_type, bytes)
+    });
+    let asked = *lock(&asked);
+    end(writer, exit);
+    Ok(if asked { 0 } else { exit.code })
+}
+
+fn connect() -> Result<FdStream, TaskError> {
+    let deadline = Deadline::after(AGENT_TAKES);
+    let address = SocketAddrUnix::new(AGENT_SOCKET).doing("name the agent's socket")?;
+    loop {
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .doing("open a socket")?;
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) => return Ok(FdStream::new(socket)),
+            // The init may be faster than the agent's first steps.
+            Err(_) if !deadline.has_passed() => std::thread::sleep(PAUSE),
+            Err(errno) => return Err(errno).doing("connect to the agent"),
+        }
+    }
+}
+
+fn send_event(writer: &Writer, event: &PushEvent) {
+    // An agent that is gone has nobody to tell it to.
+    let _ = lock(writer).write_frame(FrameType::Event, &to_json(event));
+}
+
+fn end(writer: &Writer, exit: ProcessExit) {
+    let mut stream = lock(writer);
+    let _ = stream.write_frame(FrameType::Exit, &exit.to_json());
+    stream.linger(AGENT_READS);
+}
+
+/// Signals that the agent asks for.
+fn obey(reaper: &Reaper, pid: u32, mut reader: FdStream) {
+    while let Ok(frame) = reader.read_frame() {
+        if let (FrameType::Signal, Ok(signal)) = (frame.frame_type, frame.message::<Signal>()) {
+            // It may have ended a moment ago.
+            let _ = reaper.signal(pid, signal.signal, false);
+        }
+    }
+}
+
+/// Signals that the init or a user sends: handed on, SIGTERM as the image's stop signal.
+fn forward(reaper: &Reaper, pid: u32, stop_signal: i32, writer: &Writer, asked: &Mutex<bool>) {
+    while let Ok(signal) = sys::wait_for_signal(&sys::FORWARDED_SIGNALS) {
+        let signal = if signal == libc::SIGTERM {
+            *lock(asked) = true;
+            send_event(writer, &PushEvent::Step { name: "stop".to_owned() });
+            stop_signal
+        } else {
+            signal
+        };
+        let _ = reaper.signal(pid, signal, false);
+    }
+}
+
+/// To the init's journal as well, as far as it takes it.
+fn write_through(frame_type: FrameType, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        let written = match frame_type {
+            FrameType::Stderr => rustix::io::write(rustix::stdio::stderr(), bytes),
+            _ => rustix::io::write(rustix::stdio::stdout(), bytes),
+        };
+        match written {
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return,
+        }
+    }
+}
