@@ -5,133 +5,66 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.server
-import io
 import json
-import os
-import shutil
 import socket
-import ssl
 import subprocess
-import tarfile
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from firebuild.errors import ConflictError, DeadlineError, ImageError, RegistryError
-from firebuild.images import skopeo
-from firebuild.images.archive import import_layer, open_layer
+from firebuild.errors import DeadlineError, ImageError, RegistryError
+from firebuild.images import transfer
+from firebuild.images.archive import open_layer
+from firebuild.images.ocilayout import MovedImage, adopt_layout
+from firebuild.images.skopeo import Access
+from firebuild.images.transfer import Place
 from firebuild.names import Digest, Reference, parse_reference
 from firebuild.store.blobs import BlobStore
 from firebuild.store.fsck import check_store
-from firebuild.store.images import Image, ImageConfig, ImageStore, RootFs, RunConfig
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@contextmanager
-def start_registry(folder: Path, extra: str = "", *, tls: bool = False) -> Iterator[int]:
-    """Debian's docker-registry on a free port of the loopback, all its files in `folder`."""
-    port = free_port()
-    folder.mkdir()
-    config = folder / "config.yml"
-    config.write_text(
-        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/data}}}}\n{extra}"
-        f"http:\n  addr: 127.0.0.1:{port}\n"
-        + (f"  tls: {{certificate: {folder.parent}/cert.pem, key: {folder.parent}/key.pem}}\n" if tls else "")
-    )
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(["docker-registry", "serve", config], stdout=log, stderr=log)
-    try:
-        wait_answering(port, tls, process)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def wait_answering(port: int, tls: bool, process: subprocess.Popen[bytes]) -> None:
-    context = ssl._create_unverified_context() if tls else None
-    for _ in range(1000):
-        assert process.poll() is None, "the registry ended"
-        try:
-            url = f"{'https' if tls else 'http'}://127.0.0.1:{port}/v2/"
-            with urllib.request.urlopen(url, timeout=10, context=context):
-                return
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            threading.Event().wait(0.02)  # nothing to wait on: the registry does not tell when it listens
-    raise AssertionError("the registry never answered")
+from firebuild.store.images import Image, ImageStore
+from tests.support.cli import find_free_port
+from tests.support.registry import (
+    assert_nothing_staged,
+    make_blobs,
+    make_image,
+    password_auth,
+    start_registry,
+    tree_tar,
+    write_certificate,
+)
 
 
 @pytest.fixture
 def blobs(tmp_path: Path) -> BlobStore:
-    store = BlobStore(tmp_path / "store")
-    store.ensure()
-    return store
+    return make_blobs(tmp_path / "store")
 
 
-def tree_tar(text: bytes = b"hello") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        info = tarfile.TarInfo("etc/motd")
-        info.size = len(text)
-        archive.addfile(info, io.BytesIO(text))
-    return buffer.getvalue()
+def pull(reference: Reference, blobs: BlobStore, **options: Any) -> MovedImage[Any]:
+    """One try, as the tests want to see the first answer."""
+    given = {name: options.pop(name) for name in ("tls_verify", "authfile", "timeout_s") if name in options}
+    return transfer.pull(reference, blobs, access=Access(retries=0, **given), **options)
 
 
-def make_image(blobs: BlobStore, tmp_path: Path, name: str, text: bytes = b"hello") -> Image:
-    path = tmp_path / "tree.tar"
-    path.write_bytes(tree_tar(text))
-    layer = import_layer(path, blobs)
-    config = ImageConfig(
-        "amd64",
-        "linux",
-        created="2026-01-01T00:00:00Z",
-        config=RunConfig(cmd=["/bin/app"]),
-        rootfs=RootFs(diff_ids=[layer.diff_id]),
-    )
-    return ImageStore(blobs).commit_image(config, [layer.descriptor], [parse_reference(name)])
-
-
-def push(blobs: BlobStore, image: Image, reference: Reference, *flags: str) -> None:
-    """With skopeo itself: the store is a layout that it can read."""
-    archive = blobs.root.parent / "push.tar"
-    skopeo.save(image.manifest_digest, blobs.size(image.manifest_digest), [], blobs, archive)
-    subprocess.run(
-        ["skopeo", "copy", "-q", *flags, f"oci-archive:{archive}", f"docker://{reference.full}"],
-        check=True,
-        capture_output=True,
-    )
-    archive.unlink()
-
-
-def assert_nothing_staged(blobs: BlobStore) -> None:
-    assert os.listdir(blobs.root / "ingest") == []
+def push(blobs: BlobStore, image: Image, reference: Reference) -> None:
+    target = Place("docker", reference)
+    assert transfer.push(image.manifest_digest, blobs, target, compression="keep") == image.manifest_digest
 
 
 def test_pull_keeps_digests_and_content(blobs: BlobStore, tmp_path: Path) -> None:
     image = make_image(blobs, tmp_path, "made:1")
     with start_registry(tmp_path / "registry") as port:
         reference = parse_reference(f"127.0.0.1:{port}/team/app:1.0")
-        push(blobs, image, reference, "--dest-tls-verify=false")
+        push(blobs, image, reference)
         other = BlobStore(tmp_path / "other")
         other.ensure()
-        lines: list[str] = []
-        moved = skopeo.pull(reference, other, progress=lines.append)
-        again = skopeo.pull(parse_reference(f"127.0.0.1:{port}/team/app@{image.manifest_digest}"), other)
+        moved = pull(reference, other)
+        again = pull(parse_reference(f"127.0.0.1:{port}/team/app@{image.manifest_digest}"), other)
     assert moved.manifest_digest == again.manifest_digest == image.manifest_digest
-    assert any("blob" in line for line in lines)
     pulled = ImageStore(other).tag(reference, moved.manifest_digest)
     assert pulled.config.config.cmd == ["/bin/app"] and pulled.chain_id == image.chain_id
     layer = pulled.layers[0]
@@ -151,54 +84,13 @@ def test_skopeo_reads_the_store_itself(blobs: BlobStore, tmp_path: Path) -> None
     assert json.loads(output)["Digest"] == image.manifest_digest
 
 
-@pytest.mark.parametrize("archive_format", ["oci-archive", "docker-archive"])
-def test_save_and_load(blobs: BlobStore, tmp_path: Path, archive_format: str) -> None:
-    image = make_image(blobs, tmp_path, "examples/made:1")
-    archive = tmp_path / "image.tar"
-    names = [parse_reference("examples/made:1")]
-    size = blobs.size(image.manifest_digest)
-    skopeo.save(image.manifest_digest, size, names, blobs, archive, archive_format=archive_format)
-    assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
-    with pytest.raises(ConflictError, match="exists already"):
-        skopeo.save(image.manifest_digest, size, names, blobs, archive)
-    other = BlobStore(tmp_path / "other")
-    other.ensure()
-    (moved,) = skopeo.load(archive, other)
-    assert [parse_reference(name) for name in moved.names] == names
-    loaded = ImageStore(other).tag(names[0], moved.manifest_digest)
-    assert loaded.chain_id == image.chain_id and loaded.config.config.cmd == ["/bin/app"]
-    if archive_format == "oci-archive":
-        assert loaded.manifest_digest == image.manifest_digest
-    assert check_store(other).clean
-    assert_nothing_staged(other)
-    assert_nothing_staged(blobs)
-
-
-def test_a_damaged_archive_leaves_nothing(blobs: BlobStore, tmp_path: Path) -> None:
-    image = make_image(blobs, tmp_path, "made:1", os.urandom(100_000))
-    archive = tmp_path / "image.tar"
-    skopeo.save(image.manifest_digest, blobs.size(image.manifest_digest), [], blobs, archive)
-    data = bytearray(archive.read_bytes())
-    other = BlobStore(tmp_path / "other")
-    other.ensure()
-    for name, content in [
-        ("flipped", data[:50_000] + bytes([data[50_000] ^ 1]) + data[50_001:]),
-        ("cut", data[:50_000]),
-    ]:
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ImageError, match=name):
-            skopeo.load(tmp_path / name, other)
-        assert_nothing_staged(other)
-    assert ImageStore(other).list_references() == {}
-
-
 def test_unknown_names_and_tags(blobs: BlobStore, tmp_path: Path) -> None:
     image = make_image(blobs, tmp_path, "made:1")
     with start_registry(tmp_path / "registry") as port:
-        push(blobs, image, parse_reference(f"127.0.0.1:{port}/app:1"), "--dest-tls-verify=false")
+        push(blobs, image, parse_reference(f"127.0.0.1:{port}/app:1"))
         for name in ("app:2", "none:1", f"app@sha256:{'0' * 64}"):
             with pytest.raises(RegistryError) as caught:
-                skopeo.pull(parse_reference(f"127.0.0.1:{port}/{name}"), blobs, retries=0)
+                pull(parse_reference(f"127.0.0.1:{port}/{name}"), blobs)
             assert caught.value.reason == "not-found", caught.value.details
             assert name.split("@")[0] in caught.value.message
     assert_nothing_staged(blobs)
@@ -206,43 +98,33 @@ def test_unknown_names_and_tags(blobs: BlobStore, tmp_path: Path) -> None:
 
 def test_nobody_listens(blobs: BlobStore) -> None:
     with pytest.raises(RegistryError, match="cannot be reached") as caught:
-        skopeo.pull(parse_reference(f"127.0.0.1:{free_port()}/app:1"), blobs, retries=0)
+        pull(parse_reference(f"127.0.0.1:{find_free_port()}/app:1"), blobs)
     assert caught.value.reason == "unreachable" and "connection refused" in (caught.value.details or "")
     assert_nothing_staged(blobs)
 
 
 def test_tls_and_passwords(blobs: BlobStore, tmp_path: Path) -> None:
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    line = (
-        subprocess.run(["htpasswd", "-Bbn", "user", "secret"], check=True, capture_output=True, text=True).stdout
-        if shutil.which("htpasswd")
-        else "user:$2y$05$1Avg9XR6x1xN/5Zl7cyTAuSeZ3IWb38UtxMEQlFBaEwoMaT7AMSmy\n"
-    )
-    (tmp_path / "htpasswd").write_text(line)
-    auth = f"auth: {{htpasswd: {{realm: test, path: {tmp_path}/htpasswd}}}}\n"
+    write_certificate(tmp_path)
+    auth = password_auth(tmp_path)
     with start_registry(tmp_path / "registry", auth, tls=True) as port:
         reference = parse_reference(f"127.0.0.1:{port}/app:1")
         with pytest.raises(RegistryError) as caught:
-            skopeo.pull(reference, blobs, tls_verify=True, retries=0)
+            pull(reference, blobs, tls_verify=True)
         assert caught.value.reason == "tls", caught.value.details
         with pytest.raises(RegistryError) as caught:
-            skopeo.pull(reference, blobs, tls_verify=False, retries=0)
+            pull(reference, blobs, tls_verify=False)
         assert caught.value.reason == "unauthorized", caught.value.details
         authfile = tmp_path / "auth.json"
         token = base64.b64encode(b"user:wrong").decode()
         authfile.write_text(json.dumps({"auths": {f"127.0.0.1:{port}": {"auth": token}}}))
         with pytest.raises(RegistryError) as caught:
-            skopeo.pull(reference, blobs, tls_verify=False, authfile=authfile, retries=0)
+            pull(reference, blobs, tls_verify=False, authfile=authfile)
         assert caught.value.reason == "unauthorized", caught.value.details
         assert "wrong" not in str(caught.value) + (caught.value.details or "") and token not in (
             caught.value.details or ""
         )
     with pytest.raises(ImageError, match="does not exist"):
-        skopeo.pull(reference, blobs, authfile=tmp_path / "none")
+        pull(reference, blobs, authfile=tmp_path / "none")
     assert_nothing_staged(blobs)
 
 
@@ -323,7 +205,7 @@ def start_liar(lie: str) -> Iterator[int]:
 @pytest.mark.parametrize("lie", ["content", "size", "cut", "digest-path", "ambiguous", "garbage", "error"])
 def test_a_lying_registry_gets_nothing_in(blobs: BlobStore, lie: str) -> None:
     with start_liar(lie) as port, pytest.raises(ImageError) as caught:
-        skopeo.pull(parse_reference(f"127.0.0.1:{port}/app:1"), blobs, retries=0)
+        pull(parse_reference(f"127.0.0.1:{port}/app:1"), blobs)
     assert "127.0.0.1" in caught.value.message
     assert_nothing_staged(blobs)
     assert ImageStore(blobs).list_references() == {}
@@ -332,7 +214,7 @@ def test_a_lying_registry_gets_nothing_in(blobs: BlobStore, lie: str) -> None:
 
 def test_an_honest_answer_of_the_same_server_comes_in(blobs: BlobStore) -> None:
     with start_liar("") as port:
-        moved = skopeo.pull(parse_reference(f"127.0.0.1:{port}/app:1"), blobs, retries=0)
+        moved = pull(parse_reference(f"127.0.0.1:{port}/app:1"), blobs)
     assert ImageStore(blobs).load_image(moved.manifest_digest).layers[0].size == len(tree_tar())
 
 
@@ -342,7 +224,7 @@ def test_a_registry_that_never_answers_ends_with_the_deadline(blobs: BlobStore) 
         silent.listen()
         port = silent.getsockname()[1]
         with pytest.raises(DeadlineError, match="moving the image"):
-            skopeo.pull(parse_reference(f"127.0.0.1:{port}/app:1"), blobs, retries=0, timeout_s=1)
+            pull(parse_reference(f"127.0.0.1:{port}/app:1"), blobs, timeout_s=1)
     assert_nothing_staged(blobs)
 
 
@@ -361,7 +243,7 @@ def test_another_platform_is_said(blobs: BlobStore, tmp_path: Path) -> None:
         ],
     }
     with start_registry(tmp_path / "registry") as port:
-        push(blobs, image, parse_reference(f"127.0.0.1:{port}/app:single"), "--dest-tls-verify=false")
+        push(blobs, image, parse_reference(f"127.0.0.1:{port}/app:single"))
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/v2/app/manifests/multi", data=json.dumps(index).encode(), method="PUT",
             headers={"Content-Type": "application/vnd.oci.image.index.v1+json"},
@@ -369,9 +251,9 @@ def test_another_platform_is_said(blobs: BlobStore, tmp_path: Path) -> None:
         with urllib.request.urlopen(request, timeout=30):
             pass
         reference = parse_reference(f"127.0.0.1:{port}/app:multi")
-        assert skopeo.pull(reference, blobs).manifest_digest == image.manifest_digest
+        assert pull(reference, blobs).manifest_digest == image.manifest_digest
         with pytest.raises(RegistryError) as caught:
-            skopeo.pull(reference, blobs, architecture="s390x", retries=0)
+            pull(reference, blobs, architecture="s390x")
     assert caught.value.reason == "platform", caught.value.details
 
 
@@ -380,7 +262,7 @@ def test_without_skopeo(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("firebuild.host.process.find_program", lambda name: None)
     with pytest.raises(MissingProgramError, match="skopeo") as caught:
-        skopeo.pull(parse_reference("app:1"), blobs)
+        pull(parse_reference("app:1"), blobs)
     assert "apt-get install" in (caught.value.hint or "")
     assert_nothing_staged(blobs)
 
@@ -396,5 +278,5 @@ def test_a_wrong_digest_in_a_layout_is_found_here_too(blobs: BlobStore, tmp_path
     other = BlobStore(tmp_path / "other")
     other.ensure()
     with pytest.raises(RegistryError, match=r"arrived damaged: .* does not match its descriptor"):
-        skopeo._adopt(layout, other, "x")
+        adopt_layout(layout, other, "x")
     assert not other.has(Digest(image.manifest_digest))

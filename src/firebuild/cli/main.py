@@ -25,7 +25,7 @@ BUG_STATUS = 2
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "doctor": ("doctor", "doctor", "Show what this host offers and how to mend what is missing"),
     "kernel": ("kernel", "kernel", "Kernels: pull, import, ls, rm"),
-    "image": ("image", "image", "Images: pull, import, export, ls, inspect, tag, rm"),
+    "image": ("image", "image", "Images: pull, push, save, load, import, export, ls, inspect, history, diff, tag, rm, prune"),
     "rootfs": ("rootfs", "rootfs", "Build a root file system from a Dockerfile, in a microVM"),
     "build": ("rootfs", "rootfs", "Alias of rootfs"),
     "run": ("run", "run", "Start a microVM from an image"),
@@ -38,6 +38,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "kill": ("machines", "kill", "Terminate machines"),
     "rm": ("machines", "rm", "Remove ended machines with their disks and logs"),
     "purge": ("machines", "purge", "Remove all ended machines and everything that crashes left"),
+    "login": ("registry", "login", "Log in to a registry"),
+    "logout": ("registry", "logout", "Forget a registry's credentials"),
     "fsck": ("store", "fsck", "Verify every stored image, disk and record"),
     "cache": ("cache", "cache", "The build cache: ls, rm, prune"),
     "gc": ("store", "gc", "Free space: remove what no image, machine or cached step needs"),

@@ -19,7 +19,7 @@ def resolve_base(engine: Engine, reference: Reference, *, pull: bool = False) ->
     try:
         if image is not None and _is_current(reference, image):
             return image
-        return pull_image(engine, reference, tls_verify=None, authfile=None, report=lambda _: None)
+        return pull_image(engine, reference)
     except ImageError as error:
         raise _explain(reference, error, stored=image is not None) from error
 

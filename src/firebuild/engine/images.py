@@ -1,24 +1,41 @@
-"""Use cases of images: pulled, imported from a tarball, exported as a tree, removed."""
+"""Use cases of images that change the store: pulled, loaded, imported, tagged, removed."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
+import msgspec
+
+from firebuild.build.sources.http import fetch
+from firebuild.build.sources.scratch import Scratch
+from firebuild.build.sources.url import parse_url
 from firebuild.engine.core import Engine
-from firebuild.engine.disks import export_tree
-from firebuild.errors import BusyError, ConflictError
-from firebuild.host.files import open_atomic
+from firebuild.engine.image_changes import apply_changes, parse_changes
+from firebuild.engine.layers import measure_layers, note_layer_sizes
+from firebuild.errors import BusyError, ImageError, NotFoundError, UsageError
 from firebuild.images.archive import import_layer
-from firebuild.images.skopeo import pull
+from firebuild.images.archives import load_archive, spool
+from firebuild.images.skopeo import Access
+from firebuild.images.transfer import Place, Progress, pull
 from firebuild.machine.state import ENDED
-from firebuild.names import Reference
+from firebuild.names import Reference, parse_reference
 from firebuild.store.images import History, Image, ImageConfig, RootFs, RunConfig
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_URL_SCHEMES = ("http://", "https://")
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """The platform of which an image is wanted, in OCI's words."""
+
+    architecture: str
+    variant: str | None = None
 
 
 def host_architecture() -> str:
@@ -27,60 +44,189 @@ def host_architecture() -> str:
     return ARCHITECTURES.get(machine, machine)
 
 
+def parse_wanted(text: str | None) -> Wanted:
+    """`linux/arch[/variant]` or `arch`; None: this host's. Raises UsageError."""
+    if text is None:
+        return Wanted(host_architecture())
+    parts = text.split("/")
+    if len(parts) == 1:
+        parts = ["linux", *parts]
+    if parts[0] != "linux" or len(parts) > 3 or not all(part.isalnum() for part in parts):
+        raise UsageError(f"`{text[:100]}` is not a platform", hint="write for example linux/amd64 or linux/arm64/v8")
+    return Wanted(parts[1], parts[2] if len(parts) == 3 else None)
+
+
 def pull_image(
     engine: Engine,
-    reference: Reference,
+    source: Reference | Place,
     *,
-    tls_verify: bool | None,
-    authfile: Path | None,
-    report: Callable[[str], None],
+    access: Access = Access(),  # noqa: B008 - immutable
+    wanted: Wanted | None = None,
+    reference: Reference | None = None,
+    progress: Progress | None = None,
 ) -> Image:
-    """Bring an image from its registry and tag it. Raises ImageError, DiskFullError, DeadlineError, MissingProgramError."""
+    """Bring an image from a registry, a layout, an archive or Docker, check every layer, and tag it.
+
+    `reference`: the name to give it, where the source is not a name itself. Raises UsageError without a name, ImageError,
+    RegistryError, DiskFullError, DeadlineError, MissingProgramError.
+    """
+    place = Place("docker", source) if isinstance(source, Reference) else source
+    name = reference or place.reference or (parse_reference(place.name) if place.name else None)
+    if name is None:
+        raise UsageError(f"`{place}` has no name of its own", hint="give it one: firebuild image pull SOURCE NAME")
+    wanted = wanted or Wanted(host_architecture())
     with engine.use_store():
         moved = pull(
-            reference,
+            place,
             engine.blobs,
-            architecture=host_architecture(),
-            tls_verify=tls_verify,
-            authfile=authfile,
-            progress=report,
+            architecture=wanted.architecture,
+            variant=wanted.variant,
+            access=access,
+            progress=progress,
         )
-        return engine.images.tag(reference, moved.manifest_digest)
+        return _take_in(engine, [name], engine.images.load_image(moved.manifest_digest), progress)
 
 
-def import_image(engine: Engine, file: Path, reference: Reference) -> Image:
-    """Make an image of one layer from a tarball of a root file system. Raises ImageError, DiskFullError."""
-    with engine.use_store():
-        layer = import_layer(file, engine.blobs)
+def load_images(
+    engine: Engine, source: Path | BinaryIO, *, wanted: Wanted | None = None, progress: Progress | None = None
+) -> list[Image]:
+    """Take in every image of an archive, from a file or from a stream. Names that are none are left out.
+
+    Raises ImageError, RegistryError, DiskFullError; images before the faulty one are in then.
+    """
+    wanted = wanted or Wanted(host_architecture())
+    images = []
+    with engine.use_store(), ExitStack() as stack:
+        if not isinstance(source, Path):
+            target = stack.enter_context(engine.blobs.stage_folder()) / "stdin.tar"
+            spool(source, target, progress)
+            source = target
+        for moved in load_archive(source, engine.blobs, architecture=wanted.architecture, progress=progress):
+            image = engine.images.load_image(moved.manifest_digest)
+            images.append(_take_in(engine, [parse_reference(name) for name in moved.names], image, progress))
+    return images
+
+
+def _take_in(engine: Engine, names: Sequence[Reference], image: Image, progress: Progress | None) -> Image:
+    """Check what has arrived, then name it: nothing points to an image whose layers are not what it says."""
+    try:
+        measure_layers(engine, image, progress)
+    except ImageError as error:
+        subject = f"the image `{names[0]}`" if names else f"the image {image.id}"
+        raise ImageError(f"{subject} cannot be taken in: {error.message}", hint=error.hint) from error
+    for name in names:
+        image = engine.images.tag(name, image.manifest_digest)
+    return image
+
+
+def import_image(
+    engine: Engine,
+    source: Path | BinaryIO | str,
+    reference: Reference | None,
+    *,
+    changes: Sequence[str] = (),
+    message: str = "",
+    wanted: Wanted | None = None,
+    progress: Progress | None = None,
+) -> Image:
+    """Make an image of one layer from a tarball of a root file system. `source`: a file, a stream or a URL; `changes`:
+    Dockerfile instructions for its configuration. Raises ImageError, ContextError, DockerfileError, DiskFullError.
+    """
+    wanted = wanted or Wanted(host_architecture())
+    parsed = parse_changes(changes)
+    with engine.use_store(), ExitStack() as stack:
+        name = source if isinstance(source, str) else source.name if isinstance(source, Path) else "-"
+        if isinstance(source, str):
+            source = _fetch(engine, source, stack)
+        if not isinstance(source, Path):
+            target = stack.enter_context(engine.blobs.stage_folder()) / "stream.tar"
+            spool(source, target, progress)
+            source = target
+        layer = import_layer(source, engine.blobs, progress=(lambda done: progress(done, None)) if progress else None)
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         config = ImageConfig(
-            architecture=host_architecture(),
+            architecture=wanted.architecture,
+            variant=wanted.variant,
             os="linux",
             created=now,
             config=RunConfig(env=[DEFAULT_PATH], cmd=["/bin/sh"]),
             rootfs=RootFs(diff_ids=[layer.diff_id]),
-            history=[History(created=now, created_by=f"firebuild image import {file.name}")],
+            history=[History(created=now, created_by=f"firebuild image import {name}", comment=message or None)],
         )
-        return engine.images.commit_image(config, [layer.descriptor], [reference])
+        apply_changes(config, parsed)
+        note_layer_sizes(engine, {layer.diff_id: layer.size_bytes})
+        return engine.images.commit_image(config, [layer.descriptor], [reference] if reference else [])
 
 
-def export_image(engine: Engine, name: str, output: Path) -> int:
-    """Write an image's whole tree as a tar file, which appears whole or not at all; returns the number of entries."""
+def is_url(text: str) -> bool:
+    """Whether an import's source is fetched."""
+    return text.startswith(_URL_SCHEMES)
+
+
+def _fetch(engine: Engine, url: str, stack: ExitStack) -> BinaryIO:
+    scratch = stack.enter_context(Scratch(engine.layout.scratch))
+    file = fetch(parse_url(url, ("http", "https")), scratch).file
+    file.seek(0)
+    return stack.enter_context(file)
+
+
+def tag_image(engine: Engine, source: str, target: Reference) -> Image:
+    """Give an image one more name. Raises NotFoundError, UsageError for a target with a digest."""
+    if target.digest is not None:
+        raise UsageError(f"`{target}` cannot be a new name: it has a digest", hint="write org/name:tag")
     with engine.use_store():
-        image = engine.images.get_named(name)
-        if output.exists():
-            raise ConflictError(f"`{output}` exists already", hint="choose another file, or remove it")
-        with open_atomic(output, mode=0o644) as file:
-            return export_tree(engine, image, file.write)
+        return engine.images.tag(target, engine.images.get_named(source).manifest_digest)
 
 
-def remove_image(engine: Engine, reference: Reference) -> None:
-    """Remove a reference. Raises NotFoundError, BusyError while a machine that has not ended was started from it."""
-    image = engine.images.get_image(reference)
+def remove_image(engine: Engine, text: str, *, force: bool = False) -> list[str]:
+    """Remove a name, or by id all names of an image; the full names that were removed.
+
+    Raises NotFoundError; BusyError while a machine that has not ended was started from it and no other name would be
+    left; UsageError for an id with several names without `force`.
+    """
+    image = engine.images.get_named(text)
+    names = _names_meant(engine, text, image)
+    all_names = [name for name, digest in engine.images.list_references().items() if digest == image.manifest_digest]
+    if len(names) > 1 and not force:
+        raise UsageError(
+            f"the image {image.id[:19]} has {len(names)} names: {', '.join(parse_reference(name).familiar for name in names)}",
+            hint="name the one to remove, or use --force for all",
+        )
+    if not set(all_names) - set(names):
+        check_unused(engine, image, text)
+    for name in names:
+        engine.images.untag(parse_reference(name))
+    return names
+
+
+def _names_meant(engine: Engine, text: str, image: Image) -> list[str]:
+    references = engine.images.list_references()
+    try:
+        reference = parse_reference(text)
+    except UsageError:
+        reference = None
+    if reference is not None and engine.images.find_image(reference) is not None:
+        keys = [f"{reference.name}@{reference.digest}"] if reference.digest else [reference.full]
+        return [key for key in keys if key in references] or [image.reference or reference.full]
+    names = [name for name, digest in references.items() if digest == image.manifest_digest]
+    if not names:
+        raise NotFoundError(f"the image {image.id} has no name", hint="`firebuild image prune` removes it")
+    return names
+
+
+def check_unused(engine: Engine, image: Image, text: str) -> None:
+    """Raises BusyError while a machine that has not ended was started from the image."""
     for record in engine.machines.records.list_all():
         if record.spec.image_digest == image.manifest_digest and record.state not in ENDED:
             raise BusyError(
-                f"the image {reference} is used by the machine {record.spec.name}",
-                hint=f"firebuild stop {record.spec.name}",
+                f"the image {text} is used by the machine {record.spec.name}", hint=f"firebuild stop {record.spec.name}"
             )
-    engine.images.untag(reference)
+
+
+def find_image_names(engine: Engine, image: Image) -> list[str]:
+    """All names of an image, in their short form."""
+    return [
+        parse_reference(name).familiar
+        for name, digest in sorted(engine.images.list_references().items())
+        if digest == image.manifest_digest
+    ]

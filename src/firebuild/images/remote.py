@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from firebuild.errors import ImageError, ProcessError, RegistryError
+from firebuild.errors import ImageError
 from firebuild.host.process import run
-from firebuild.images.skopeo import classify_failure, describe_failure, is_loopback
+from firebuild.images.skopeo import Access, failure, platform_options, registry_name
 from firebuild.names import Reference
 
 DEFAULT_TIMEOUT_S = 60.0
@@ -27,22 +26,13 @@ def load_remote_config(
     `tls_verify`: None is "yes, but not for a registry on this host's loopback". Raises RegistryError, ImageError,
     DeadlineError, MissingProgramError.
     """
-    if tls_verify is None:
-        tls_verify = not is_loopback(reference.domain)
-    name = f"{reference.name}@{reference.digest}" if reference.digest is not None else reference.full
-    argv = ["skopeo", "--override-os", "linux", "--override-arch", architecture, "inspect", "--config", "--raw"]
-    argv += [] if tls_verify else ["--tls-verify=false"]
-    argv += ["--authfile", os.fspath(authfile)] if authfile is not None else []
-    try:
-        output = run([*argv, f"docker://{name}"], timeout_s=timeout_s).stdout
-    except ProcessError as error:
-        reason, hint = classify_failure(error.details or "")
-        raise RegistryError(
-            f"the configuration of the image `{reference}` cannot be read from its registry",
-            reason=reason,
-            hint=hint,
-            details=describe_failure(error.details or ""),
-        ) from error
+    access = Access(tls_verify=tls_verify, authfile=authfile)
+    argv = ["skopeo", *platform_options(architecture), "inspect", "--config", "--raw", *access.flags(reference.domain)]
+    result = run([*argv, f"docker://{registry_name(reference)}"], timeout_s=timeout_s, check=False)
+    if result.returncode != 0:
+        subject = f"the configuration of the image `{reference}`"
+        raise failure(subject, result.returncode, result.stderr.decode("utf-8", "replace"))
+    output = result.stdout
     if len(output) > _CONFIG_LIMIT:
         raise ImageError(f"the configuration of the image `{reference}` is larger than {_CONFIG_LIMIT >> 10} KiB")
     return output

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
-from pathlib import Path
-
 import pytest
 
-from firebuild.errors import ImageError
-from firebuild.images.listing import list_archive
-from firebuild.images.skopeo import classify_failure, is_loopback
+from firebuild.errors import ImageError, UsageError
+from firebuild.images.listing import docker_names
+from firebuild.images.skopeo import classify_failure, describe_failure, is_loopback
+from firebuild.images.transfer import parse_place
 
 PREFIX = 'time="2026-01-01T00:00:00Z" level=fatal msg="initializing source docker://registry.example/x:1: '
 
@@ -52,55 +48,50 @@ def test_loopback_is_written_out_loopback_only(domain: str, expected: bool) -> N
     assert is_loopback(domain) is expected
 
 
-def write_archive(path: Path, files: dict[str, object]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, content in files.items():
-            data = content if isinstance(content, bytes) else json.dumps(content).encode()
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
-
-
-def test_docker_archives(tmp_path: Path) -> None:
-    manifest = [
-        {"Config": "c", "RepoTags": ["a:1", "a:2"], "Layers": []},
-        {"Config": "d", "RepoTags": None, "Layers": []},
-    ]
-    listing = list_archive(write_archive(tmp_path / "x", {"manifest.json": manifest, "repositories": {}}))
-    assert (listing.transport, listing.names, listing.selectors) == (
-        "docker-archive",
-        [["a:1", "a:2"], []],
-        [":@0", ":@1"],
+def test_what_skopeo_says_is_told_without_its_logs_form() -> None:
+    stderr = (
+        "Getting image source signatures\nCopying blob sha256:1\n"
+        'time="2026-01-01T00:00:00Z" level=debug msg="asked"\n'
+        'time="2026-01-01T00:00:00Z" level=warning msg="failed, retrying"\n'
+        'time="2026-01-01T00:00:00Z" level=fatal msg="reading \\"x\\": \x1b[31mdenied"\n'
     )
-
-
-def test_oci_archives(tmp_path: Path) -> None:
-    name = {"org.opencontainers.image.ref.name": "docker.io/library/a:1"}
-    index = {"manifests": [{"digest": "x", "annotations": name}]}
-    listing = list_archive(write_archive(tmp_path / "x", {"./index.json": index, "./oci-layout": {}}))
-    assert (listing.transport, listing.names, listing.selectors) == ("oci-archive", [["docker.io/library/a:1"]], [""])
-    full = {"org.opencontainers.image.ref.name": "1", "io.containerd.image.name": "docker.io/library/a:1"}
-    index = {"manifests": [{"digest": "x", "annotations": full}, {"digest": "y", "annotations": name}]}
-    listing = list_archive(write_archive(tmp_path / "y", {"index.json": index, "oci-layout": {}}))
-    assert listing.names == [["docker.io/library/a:1"]] * 2 and listing.selectors == [":1", ":docker.io/library/a:1"]
+    assert describe_failure(stderr) == 'skopeo says: failed, retrying\nskopeo says: reading "x": denied'
+    assert describe_failure("") is None
+    assert describe_failure("no log line") == "skopeo says: no log line"
 
 
 @pytest.mark.parametrize(
-    "files",
+    ("manifest", "names"),
+    [(b'[{"Config":"c","RepoTags":["a:1","a:2"],"Layers":[]},{"RepoTags":null}]', [["a:1", "a:2"], []])],
+)
+def test_names_of_docker_archives(manifest: bytes, names: list[list[str]]) -> None:
+    assert docker_names(manifest, "the archive") == names
+
+
+@pytest.mark.parametrize("manifest", [b"{", b"[]", b'{"a":1}', b'[{"RepoTags":"a"}]', b"[" * 100_000])
+def test_indexes_that_do_not_parse(manifest: bytes) -> None:
+    with pytest.raises(ImageError, match="archive"):
+        docker_names(manifest, "the archive")
+
+
+@pytest.mark.parametrize(
+    ("text", "transport", "shown"),
     [
-        {}, {"etc/passwd": b"root"}, {"manifest.json": b"{"}, {"manifest.json": []}, {"manifest.json": {"a": 1}},
-        {"index.json": {"manifests": []}, "oci-layout": {}}, {"index.json": [], "oci-layout": {}}, {"index.json": {}, "oci-layout": {}},
-        {"index.json": {"manifests": [{}, {}]}, "oci-layout": {}}, {"manifest.json": b" " * (5 << 20)},
+        ("debian:12", "docker", "debian:12"), ("docker://debian:12", "docker", "debian:12"), ("docker:dind", "docker", "docker:dind"),
+        ("oci:/x/y", "oci", "oci:/x/y"), ("oci:/x:a:1", "oci", "oci:/x:a:1"), ("oci-archive:x.tar", "oci-archive", "oci-archive:x.tar"),
+        ("docker-archive:x.tar:a:1", "docker-archive", "docker-archive:x.tar:a:1"),
+        ("docker-daemon:a:1", "docker-daemon", "docker-daemon:a:1"),
     ],
 )  # fmt: skip
-def test_what_is_no_image_archive(tmp_path: Path, files: dict[str, object]) -> None:
-    with pytest.raises(ImageError, match="archive"):
-        list_archive(write_archive(tmp_path / "x", files))
+def test_places(text: str, transport: str, shown: str) -> None:
+    place = parse_place(text)
+    assert (place.transport, str(place)) == (transport, shown)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello" * 1000])
-def test_what_is_no_tar_at_all(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "x").write_bytes(content)
-    with pytest.raises(ImageError, match="cannot be read"):
-        list_archive(tmp_path / "x")
+@pytest.mark.parametrize(
+    "text",
+    ["oci:", "oci:a,b", "docker-daemon:", "docker-archive:\0", "../x", "a/../b", "x\0y", "ä:1", "a" * 300, "docker://"],
+)
+def test_what_is_no_place(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_place(text)

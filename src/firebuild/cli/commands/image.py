@@ -1,16 +1,23 @@
-"""`firebuild image pull|import|export|ls|inspect|tag|rm`."""
+"""`firebuild image pull|push|save|load|import|export`: images in and out. The rest of `image` is in image_list."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 import click
-import msgspec
 
-from firebuild.cli.options import format_option
-from firebuild.cli.output import format_size, note, print_json, print_rows
+from firebuild.cli.commands.image_list import diff, history, inspect, ls, prune, rm, tag
+from firebuild.cli.output import note
+from firebuild.cli.progress import open_meter
 from firebuild.engine.core import Engine
+from firebuild.errors import UsageError
 from firebuild.names import parse_reference
+
+F = TypeVar("F", bound=Callable[..., Any])
+_FILE = click.Path(path_type=Path)
 
 
 @click.group()
@@ -18,112 +25,164 @@ def image() -> None:
     """Images: what machines are started from, and what builds start from."""
 
 
-@image.command()
-@click.argument("reference")
-@click.option(
-    "--tls-verify/--no-tls-verify",
-    default=None,
-    help="Whether the registry must have a good certificate. [default: yes, but on loopback]",
-)
-@click.option("--authfile", type=click.Path(path_type=Path), help="File of registry credentials.")
-def pull(reference: str, tls_verify: bool | None, authfile: Path | None) -> None:
-    """Pull an image from a registry."""
-    from firebuild.engine.images import pull_image
-
-    with Engine() as engine:
-        stored = pull_image(engine, parse_reference(reference), tls_verify=tls_verify, authfile=authfile, report=note)
-    click.echo(stored.id)
+for _command in (ls, inspect, history, diff, tag, rm, prune):
+    image.add_command(_command)
 
 
-@image.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.argument("reference")
-def import_(file: Path, reference: str) -> None:
-    """Take in a root file system from a tar archive (plain, gzip, xz or zstd)."""
-    from firebuild.engine.images import import_image
-
-    with Engine() as engine:
-        stored = import_image(engine, file, parse_reference(reference))
-    click.echo(stored.id)
+def access_options(function: F) -> F:
+    """--tls-verify and --authfile, as skopeo and podman have them."""
+    function = click.option(
+        "--tls-verify/--no-tls-verify", default=None,
+        help="Whether the registry must have a good certificate. [default: yes, but on loopback]",
+    )(function)  # fmt: skip
+    return click.option("--authfile", type=_FILE, help="File of registry credentials.")(function)
 
 
-@image.command()
-@click.argument("reference")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The tar file to write.")
-def export(reference: str, output: Path) -> None:
-    """Write an image's whole file tree as a tar."""
-    from firebuild.engine.images import export_image
-
-    with Engine() as engine:
-        entries = export_image(engine, reference, output)
-    note(f"{entries} entries written to {output}")
+def quiet_option(function: F) -> F:
+    """-q: no progress."""
+    return click.option("-q", "--quiet", is_flag=True, help="Show no progress.")(function)
 
 
-@image.command()
-@click.option("-q", "--quiet", is_flag=True, help="Print image ids only.")
-@format_option
-def ls(quiet: bool, format_name: str) -> None:
-    """List images."""
-    with Engine() as engine:
-        images = engine.images.list_images(on_damage=lambda name, error: note(f"warning: {name}: {error}"))
-    if quiet:
-        for item in images:
-            click.echo(item.id)
-        return
-    names = [parse_reference(item.reference).familiar if item.reference else "<none>" for item in images]
-    rows = [
-        [name, item.id.removeprefix("sha256:")[:12], item.created or "-", format_size(item.size)]
-        for name, item in zip(names, images, strict=True)
-    ]
-    objects = [
-        {"reference": name, "id": item.id, "digest": item.manifest_digest, "created": item.created, "size": item.size}
-        for name, item in zip(names, images, strict=True)
-    ]
-    print_rows(format_name, ["REFERENCE", "ID", "CREATED", "SIZE"], rows, objects)
-
-
-@image.command()
-@click.argument("reference")
-def inspect(reference: str) -> None:
-    """Show an image as JSON; its OCI configuration stands under `Config`."""
-    with Engine() as engine:
-        stored = engine.images.get_named(reference)
-    config = msgspec.to_builtins(stored.config)
-    print_json(
-        [
-            {
-                "Id": stored.id,
-                "Digest": stored.manifest_digest,
-                "RepoTags": [parse_reference(stored.reference).familiar] if stored.reference else [],
-                "Created": stored.created,
-                "Architecture": stored.config.architecture,
-                "Os": stored.config.os,
-                "Size": stored.size,
-                "Config": config.get("config", {}),
-                "RootFS": {"Type": "layers", "Layers": list(stored.config.rootfs.diff_ids)},
-                "History": config.get("history", []),
-            }
-        ]
-    )
+def platform_option(function: F) -> F:
+    """--platform."""
+    return click.option("--platform", help="linux/ARCHITECTURE[/VARIANT]. [default: this host's]")(function)
 
 
 @image.command()
 @click.argument("source")
-@click.argument("target")
-def tag(source: str, target: str) -> None:
-    """Give an image one more reference."""
-    with Engine() as engine:
-        stored = engine.images.get_named(source)
-        engine.images.tag(parse_reference(target), stored.manifest_digest)
+@click.argument("name", required=False)
+@platform_option
+@access_options
+@quiet_option
+def pull(
+    source: str, name: str | None, platform: str | None, tls_verify: bool | None, authfile: Path | None, quiet: bool
+) -> None:
+    """Bring an image from a registry, or from SOURCE: oci:PATH[:NAME], oci-archive:PATH, docker-archive:PATH[:NAME],
+    docker-daemon:NAME. NAME is what it is called here, where SOURCE is no name itself."""
+    from firebuild.engine.images import parse_wanted, pull_image
+    from firebuild.images.skopeo import Access
+    from firebuild.images.transfer import parse_place
+
+    place, wanted = parse_place(source), parse_wanted(platform)
+    reference = parse_reference(name) if name else None
+    with Engine() as engine, open_meter(f"pulling {place}", quiet=quiet) as progress:
+        stored = pull_image(
+            engine, place, access=Access(tls_verify, authfile), wanted=wanted, reference=reference, progress=progress
+        )
+    click.echo(stored.id)
 
 
 @image.command()
-@click.argument("references", nargs=-1, required=True)
-def rm(references: tuple[str, ...]) -> None:
-    """Remove references to images."""
-    from firebuild.engine.images import remove_image
+@click.argument("name", metavar="IMAGE")
+@click.argument("target", required=False)
+@click.option(
+    "--compression", type=click.Choice(["gzip", "keep"]), default="gzip", show_default=True,
+    help="gzip writes zstd layers anew, so that every Docker can run them; keep keeps every digest.",
+)  # fmt: skip
+@access_options
+@quiet_option
+def push(
+    name: str, target: str | None, compression: Any, tls_verify: bool | None, authfile: Path | None, quiet: bool
+) -> None:
+    """Write an image to its registry, or to TARGET: another name, oci:PATH[:NAME], oci-archive:PATH,
+    docker-archive:PATH, docker-daemon:NAME. Prints the manifest's digest there."""
+    from firebuild.engine.image_export import push_image
+    from firebuild.images.skopeo import Access
+    from firebuild.images.transfer import parse_place
 
-    with Engine() as engine:
-        for text in references:
-            remove_image(engine, parse_reference(text))
-            click.echo(text)
+    place = parse_place(target) if target else None
+    with Engine() as engine, open_meter(f"pushing {target or name}", quiet=quiet) as progress:
+        _, digest = push_image(
+            engine, name, place, compression=compression, access=Access(tls_verify, authfile), progress=progress
+        )
+    click.echo(digest)
+
+
+@image.command()
+@click.argument("names", metavar="IMAGE...", nargs=-1, required=True)
+@click.option("-o", "--output", default="-", help="The file to write; `-`: standard output.")
+@click.option(
+    "--format", "archive_format", type=click.Choice(["docker-archive", "oci-archive"]), default="docker-archive",
+    show_default=True, help="docker-archive is for `docker load`; oci-archive keeps every digest.",
+)  # fmt: skip
+@quiet_option
+def save(names: tuple[str, ...], output: str, archive_format: str, quiet: bool) -> None:
+    """Write images to one archive."""
+    from firebuild.engine.image_export import save_images
+
+    target = open_output(output)
+    with Engine() as engine, open_meter(f"saving {' '.join(names)}", quiet=quiet) as progress:
+        save_images(engine, names, target, archive_format=archive_format, progress=progress)
+
+
+@image.command()
+@click.option("-i", "--input", "source", default="-", help="The archive; `-`: standard input.")
+@platform_option
+@quiet_option
+def load(source: str, platform: str | None, quiet: bool) -> None:
+    """Take in every image of an archive that `image save`, `docker save` or `podman save` wrote."""
+    from firebuild.engine.images import find_image_names, load_images, parse_wanted
+
+    file = open_input(source)
+    with Engine() as engine, open_meter(f"loading {source}", quiet=quiet) as progress:
+        images = load_images(engine, file, wanted=parse_wanted(platform), progress=progress)
+        for stored in images:
+            names = find_image_names(engine, stored)
+            for name in names:
+                click.echo(f"Loaded image: {name}")
+            if not names:
+                click.echo(f"Loaded image ID: {stored.id}")
+
+
+@image.command("import")
+@click.argument("source")
+@click.argument("reference", required=False)
+@click.option("-c", "--change", "changes", multiple=True, help="A Dockerfile instruction: CMD, ENV, USER …")
+@click.option("-m", "--message", default="", help="A comment in the image's history.")
+@platform_option
+@quiet_option
+def import_(
+    source: str, reference: str | None, changes: tuple[str, ...], message: str, platform: str | None, quiet: bool
+) -> None:
+    """Make an image of a root file system: a tar archive (plain, gzip, xz, zstd or bzip2) from a file, a URL, or `-`."""
+    from firebuild.engine.images import import_image, is_url, parse_wanted
+
+    name = parse_reference(reference) if reference else None
+    tree: Path | BinaryIO | str = source if is_url(source) else open_input(source)
+    with Engine() as engine, open_meter(f"importing {source}", quiet=quiet) as progress:
+        stored = import_image(
+            engine, tree, name, changes=changes, message=message, wanted=parse_wanted(platform), progress=progress
+        )
+    click.echo(stored.id)
+
+
+@image.command()
+@click.argument("reference", metavar="IMAGE")
+@click.option("-o", "--output", default="-", help="The tar file to write; `-`: standard output.")
+@quiet_option
+def export(reference: str, output: str, quiet: bool) -> None:
+    """Write an image's whole file tree as a tar."""
+    from firebuild.engine.image_export import export_image
+
+    target = open_output(output)
+    with Engine() as engine, open_meter(f"exporting {reference}", quiet=quiet) as progress:
+        entries = export_image(engine, reference, target, progress=progress)
+    note(f"{entries} entries written" + (f" to {output}" if output != "-" else ""))
+
+
+def open_output(text: str) -> Path | BinaryIO:
+    """The file of that name, or standard output. Raises UsageError where that is a terminal."""
+    if text != "-":
+        return Path(text)
+    if sys.stdout.isatty():
+        raise UsageError("an archive is not written to a terminal", hint="use -o FILE, or send the output to a program")
+    return sys.stdout.buffer
+
+
+def open_input(text: str) -> Path | BinaryIO:
+    """The file of that name, or standard input. Raises UsageError where that is a terminal."""
+    if text != "-":
+        return Path(text)
+    if sys.stdin.isatty():
+        raise UsageError("no archive comes from a terminal", hint="use -i FILE, or send a file to standard input")
+    return sys.stdin.buffer

@@ -1,0 +1,196 @@
+"""One image between the store and a program: a private OCI layout that borrows blobs, and one whose blobs are adopted.
+
+OCI image-spec: image-layout.md, manifest.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import msgspec
+
+from firebuild.errors import ImageError, RegistryError, StoreError
+from firebuild.host.files import map_os_error, write_atomic
+from firebuild.images.archive import open_layer
+from firebuild.images.blobs import BlobSink
+from firebuild.names import Digest
+
+D = TypeVar("D")
+Compression = Literal["keep", "plain", "gzip"]
+
+MANIFEST_LIMIT = 4 << 20
+_LAYERS_MAX = 1000
+_GZIP_LEVEL = 6
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+LAYOUT_MARKER = b'{"imageLayoutVersion":"1.0.0"}'
+_LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
+_DOCKER_LAYER_TYPE = "application/vnd.docker.image.rootfs.diff.tar"
+
+
+class MovedImage(msgspec.Struct, Generic[D]):
+    """An image whose blobs are in the store now, without a name. `names`: what an archive calls it."""
+
+    manifest_digest: Digest
+    blobs: list[D]
+    names: list[str] = []
+
+
+class BlobDescriptor(msgspec.Struct, rename="camel"):
+    """Media type, digest and size of a blob (OCI descriptor.md); the digest's form is checked."""
+
+    media_type: str
+    digest: Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+    size: Annotated[int, msgspec.Meta(ge=0)]
+    annotations: dict[str, str] | None = None
+
+
+class _Index(msgspec.Struct):
+    manifests: list[BlobDescriptor]
+
+
+class _Manifest(msgspec.Struct):
+    config: BlobDescriptor
+    layers: list[BlobDescriptor]
+
+
+def digest_of(data: bytes) -> Digest:
+    """The sha256 digest of bytes."""
+    import hashlib
+
+    return Digest("sha256:" + hashlib.sha256(data).hexdigest())
+
+
+def parse_manifest(data: bytes, subject: str) -> tuple[BlobDescriptor, list[BlobDescriptor]]:
+    """Configuration and layers of an image manifest, within limits. Raises ImageError, RegistryError naming `subject`."""
+    try:
+        if b'"manifests"' in data and "manifests" in msgspec.json.decode(data):
+            raise ImageError(f"{subject} came as an index of several platforms, not as one image")
+        manifest = msgspec.json.decode(data, type=_Manifest)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise RegistryError(f"{subject} has a manifest that does not parse: {error}", reason="damaged") from error
+    if len(manifest.layers) > _LAYERS_MAX:
+        raise ImageError(f"{subject} has {len(manifest.layers)} layers; {_LAYERS_MAX} are allowed")
+    if manifest.config.size > MANIFEST_LIMIT:
+        raise ImageError(f"{subject} has a configuration of {manifest.config.size} bytes; {MANIFEST_LIMIT} are allowed")
+    return manifest.config, manifest.layers
+
+
+def adopt_layout(layout: Path, blobs: BlobSink[D], subject: str) -> MovedImage[D]:
+    """Verify each blob of a layout with one image and move it into the store, the manifest last.
+
+    Raises ImageError, RegistryError (reason `damaged`) naming `subject`, DiskFullError.
+    """
+    try:
+        index = msgspec.json.decode(read_bounded(layout / "index.json"), type=_Index)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise RegistryError(f"{subject} has an index that does not parse: {error}", reason="damaged") from error
+    if len(index.manifests) != 1:
+        raise ImageError(f"{subject} came as {len(index.manifests)} images, not one")
+    entry = index.manifests[0]
+    config, layers = parse_manifest(read_bounded(_blob(layout, entry)), subject)
+    adopted = {}
+    try:
+        for blob in (*layers, config, entry):
+            if blob.digest not in adopted:
+                adopted[blob.digest] = blobs.adopt(_blob(layout, blob), Digest(blob.digest), blob.size, blob.media_type)
+    except StoreError as error:
+        raise RegistryError(f"{subject} arrived damaged: {error}", reason="damaged") from error
+    return MovedImage(Digest(entry.digest), list(adopted.values()))
+
+
+def stage_image(
+    stage: Path,
+    blobs: BlobSink[Any],
+    manifest_digest: Digest,
+    *,
+    compression: Compression = "keep",
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Path, Digest]:
+    """A layout below `stage` that holds one image and borrows the store's blobs; returns it and the image's digest in it.
+
+    `compression`: of zstd layers, which neither Docker's archives nor Docker before 23 know: `gzip` and `plain` write them
+    anew, under a manifest that says so; the configuration, and so the image's id, stays. `progress`: plain bytes written.
+    Raises ImageError, DiskFullError, HostError.
+    """
+    layout = stage / "source"
+    folder = layout / "blobs" / "sha256"
+    try:
+        folder.mkdir(parents=True)
+        data = read_bounded(blobs.path(manifest_digest))
+        manifest = msgspec.json.decode(data)
+        changed = False
+        for blob in (manifest["config"], *manifest["layers"]):
+            path = blobs.path(Digest(blob["digest"]))
+            if compression != "keep" and blob["mediaType"].endswith("zstd"):
+                docker = blob["mediaType"].startswith(_DOCKER_LAYER_TYPE)
+                blob.update(_recompress(path, blob["mediaType"], folder, compression, docker, progress))
+                changed = True
+            elif not os.path.lexists(folder / path.name):
+                os.symlink(path.absolute(), folder / path.name)
+        if changed:
+            data = msgspec.json.encode(manifest)
+            manifest_digest = digest_of(data)
+        write_atomic(folder / manifest_digest[7:], data)
+    except OSError as error:
+        raise map_os_error(error, f"making `{layout}`") from error
+    except (msgspec.MsgspecError, KeyError, TypeError) as error:
+        raise ImageError(f"the manifest {manifest_digest} does not parse: {error}") from error
+    entry = {"mediaType": manifest.get("mediaType") or MANIFEST_TYPE, "digest": manifest_digest, "size": len(data)}
+    write_index(layout, [entry])
+    return layout, manifest_digest
+
+
+def write_index(layout: Path, entries: list[dict[str, Any]]) -> None:
+    """Make a folder of blobs a layout with these entries. Raises DiskFullError, HostError."""
+    write_atomic(layout / "oci-layout", LAYOUT_MARKER)
+    write_atomic(layout / "index.json", msgspec.json.encode({"schemaVersion": 2, "manifests": entries}))
+
+
+def _recompress(
+    path: Path, media_type: str, folder: Path, compression: str, docker: bool, progress: Callable[[int], None] | None
+) -> dict[str, Any]:
+    """Write a layer anew into a layout's blobs; what is to stand in its descriptor."""
+    import hashlib
+    import zlib
+
+    total, size, done = hashlib.sha256(), 0, 0
+    # A gzip header without time and name: equal layers give equal bytes.
+    packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 31) if compression == "gzip" else None
+    partial = folder / "partial"
+    with open_layer(path, media_type) as layer, open(partial, "wb") as file:
+
+        def put(piece: bytes) -> None:
+            nonlocal size
+            file.write(piece)
+            total.update(piece)
+            size += len(piece)
+
+        for plain in layer:
+            put(packer.compress(plain) if packer else plain)
+            done += len(plain)
+            if progress:
+                progress(done)
+        if packer:
+            put(packer.flush())
+    os.rename(partial, folder / total.hexdigest())
+    suffix = ("+gzip" if not docker else ".gzip") if packer else ""
+    base = _DOCKER_LAYER_TYPE if docker else _LAYER_TYPE
+    return {"mediaType": base + suffix, "digest": f"sha256:{total.hexdigest()}", "size": size}
+
+
+def _blob(layout: Path, descriptor: BlobDescriptor) -> Path:
+    return layout / "blobs" / "sha256" / descriptor.digest[7:]
+
+
+def read_bounded(path: Path) -> bytes:
+    """A manifest, index or configuration. Raises ImageError for an absent, empty or enormous one."""
+    data = b""
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        data = file.read(MANIFEST_LIMIT + 1)
+    if not data or len(data) > MANIFEST_LIMIT:
+        raise ImageError(f"`{path.name[:80]}` of the image has {len(data)} bytes, which cannot be right")
+    return data
