@@ -95,6 +95,7 @@ class Layout:
         self.database = state / "firebuild.db"
         self.locks = state / "locks"
         self.store_lock = self.locks / "store"
+        self.view_lock = self.locks / "view"
         self.machine_locks = self.locks / "machines"
         self.store = state / "store"
         self.disks = state / "disks"

@@ -110,7 +110,7 @@ def _execute(
     if disk is None and request.make_disk and result.layers:
         disk = _find_or_make_disk(services, image, reporter)
     bases = [(base.reference or base.manifest_digest, base.manifest_digest) for base in plan.images]
-    return BuildResult(image, disk, execution.steps, execution.cached, session.booted, bases)
+    return BuildResult(image, disk, execution.steps, execution.cached, session.booted, bases, execution.outcomes)
 
 
 def _commit(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 
@@ -18,6 +19,7 @@ from firebuild.build.copy import Selection
 from firebuild.build.explain import compute_key, explain_step
 from firebuild.build.mounts import list_origins
 from firebuild.build.runner import StepRunner
+from firebuild.build.services import StepOutcome
 from firebuild.build.session import BuildSession
 from firebuild.build.stepmounts import MountSelections, digest_mounts
 from firebuild.build.steps import (
@@ -87,6 +89,7 @@ class Execution:
         self._count = threading.Lock()
         self.steps = 0
         self.cached = 0
+        self.outcomes: list[StepOutcome] = []
 
     def __enter__(self) -> Execution:
         return self
@@ -203,8 +206,10 @@ class Execution:
                 with self._reporter.step(step.title) as report:
                     self._session.note_done(step.id)
                     report.cached()
+                self.outcomes.append(StepOutcome(step.text, record.layer.digest, True, 0))
                 return record.layer, record.created_at_ns
             self._prepare(step, below)
+            began = time.monotonic_ns()
             with self._reporter.step(step.title) as report:
                 reason = None if fresh else self._cache.explain(key, explanation, {each.text for each in stage.steps})
                 if reason:
@@ -217,6 +222,7 @@ class Execution:
                         raise Canceled from error
                     raise
                 record = self._cache.save_step(key, explanation, layer)
+                self.outcomes.append(StepOutcome(step.text, layer.digest, False, time.monotonic_ns() - began))
                 return layer, record.created_at_ns
 
     def _name_base(self, stage: PlannedStage) -> str:

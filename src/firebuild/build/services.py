@@ -120,9 +120,20 @@ class BuildRequest:
 
 
 @dataclass(frozen=True)
+class StepOutcome:
+    """What became of one step. `text`: the instruction as written; `digest`: of its layer; `duration_ns`: 0 if cached."""
+
+    text: str
+    digest: Digest
+    cached: bool
+    duration_ns: int
+
+
+@dataclass(frozen=True)
 class BuildResult:
     """`steps`: layers of the needed stages; `cached`: how many of them were there already; `booted`: whether a build machine
-    was needed; `disk`: None without layers or if none was wanted; `bases`: names and digests of the images it used."""
+    was needed; `disk`: None without layers or if none was wanted; `bases`: names and digests of the images it used;
+    `outcomes`: the steps in the order in which they ended."""
 
     image: Image
     disk: Disk | None
@@ -130,3 +141,4 @@ class BuildResult:
     cached: int
     booted: bool
     bases: Sequence[tuple[str, Digest]] = ()
+    outcomes: Sequence[StepOutcome] = ()

@@ -18,16 +18,19 @@ from firebuild.build.sources.inputs import InputOpener
 from firebuild.build.sources.remote import RemoteSources
 from firebuild.build.sources.scratch import Scratch
 from firebuild.build.sources.spec import parse_context, parse_dockerfile_source, parse_named_context
+from firebuild.dockerfile.lint.flow import looks_secret
 from firebuild.dockerfile.scope import PROXY_NAMES, Platform
 from firebuild.engine.bases import resolve_base
 from firebuild.engine.core import Engine
 from firebuild.engine.disks import MachineWish, ensure_root_disk, open_machine, root_disk_key
 from firebuild.engine.images import host_architecture
+from firebuild.engine.views import sync_views
 from firebuild.events.progress import NullSink, ProgressSink, Reporter
 from firebuild.host.trust import load_ca_bundle
 from firebuild.names import Reference
 from firebuild.store.disk_check import check_disk
-from firebuild.store.view import BuildConfig, make_metadata
+from firebuild.store.facts import Facts, FactStore
+from firebuild.store.view import BuildConfig, StepFact
 
 
 class RootfsRequest(msgspec.Struct, frozen=True):
@@ -66,17 +69,37 @@ def build_rootfs(
         reporter = Reporter(progress or NullSink())
         with open_build_request(engine, request, reporter, stdin=stdin) as wanted:
             result = _build(engine, request, wanted, reporter)
-            if result.disk is not None:
-                facts = BuildConfig(
-                    build_args={k: v for k, v in request.build_args.items() if k.upper() not in PROXY_NAMES},
-                    dockerfile=wanted.name,
-                    pre_build_commands=list(request.pre_commands),
-                    post_build_commands=list(request.post_commands),
-                )
-                for tag in request.tags:
-                    metadata = make_metadata(result.image, tag, kind="rootfs", disk=result.disk, build=facts)
-                    engine.storage.publish(tag, metadata, result.disk.path)
+            FactStore(engine.database).save(result.image.manifest_digest, _plan_facts(engine, request, wanted, result))
+            sync_views(engine, [f"{tag.name}:{tag.tag}" for tag in request.tags if tag.tag is not None])
         return result
+
+
+def _plan_facts(engine: Engine, request: RootfsRequest, wanted: BuildRequest, result: BuildResult) -> Facts:
+    """What is kept of how it was built. Build arguments that are a host's business, or look like secrets, are not."""
+    kept = {name: value for name, value in request.build_args.items() if name.upper() not in PROXY_NAMES}
+    parent_name, parent = _find_parent(engine, result)
+    return Facts(
+        build=BuildConfig(
+            build_args={name: value for name, value in kept.items() if not looks_secret(name)},
+            dockerfile=wanted.name,
+            pre_build_commands=list(request.pre_commands),
+            post_build_commands=list(request.post_commands),
+        ),
+        steps=[StepFact(step.text, step.digest, step.cached, step.duration_ns // 10**6) for step in result.outcomes],
+        parent=parent,
+        parent_name=parent_name,
+    )
+
+
+def _find_parent(engine: Engine, result: BuildResult) -> tuple[str, str]:
+    """Name and manifest of the base whose layers the result stands on, the highest of several; empty for none."""
+    layers = result.image.config.rootfs.diff_ids
+    best, found = 0, ("", "")
+    for name, digest in result.bases:
+        below = engine.images.load_image(digest).config.rootfs.diff_ids
+        if len(below) > best and layers[: len(below)] == below:
+            best, found = len(below), (name, digest)
+    return found
 
 
 def _build(engine: Engine, request: RootfsRequest, wanted: BuildRequest, reporter: Reporter) -> BuildResult:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -72,7 +72,12 @@ class Engine:
         """The images."""
         from firebuild.store.images import ImageStore
 
-        return ImageStore(self.blobs)
+        def show(names: Sequence[str]) -> None:
+            from firebuild.engine.views import sync_views
+
+            sync_views(self, names)
+
+        return ImageStore(self.blobs, show)
 
     @cached_property
     def disks(self) -> DiskStore:
@@ -112,11 +117,13 @@ class Engine:
     def repair(self) -> list[str]:
         """Clean up what crashed commands left: machines, networks, half-made blobs and disks; a sentence for each."""
         from firebuild.build.sources.scratch import sweep_scratch
+        from firebuild.engine.views import sync_views
         from firebuild.machine.reconcile import reconcile
 
         done = reconcile(self.machines)
         done += [f"fetched files {path.name}: removed" for path in sweep_scratch(self.layout.scratch)]
         done += [f"half-made file {path.name}: removed" for path in (*self.disks.sweep(), *self.blobs.sweep())]
+        done += sync_views(self)
         done += [f"removed cache {path.name}: its rest removed" for path in self.caches.sweep()]
         return done
 

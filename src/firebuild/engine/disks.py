@@ -72,6 +72,8 @@ def ensure_root_disk(
     engine: Engine, image: Image, report: Callable[[str], None] = lambda _: None, *, wish: MachineWish = NO_WISH
 ) -> Disk:
     """The image's root disk, made in a build machine if it does not exist yet. `report`: told before that starts."""
+    from firebuild.engine.views import sync_views
+
     key, parameters = root_disk_key(engine, image.chain_id)
     disk = engine.disks.find_disk(key)
     if disk is not None:
@@ -81,7 +83,10 @@ def ensure_root_disk(
         with open_machine(engine, bases=[], results=[staged.path], purpose="making a root disk", wish=wish) as machine:
             _write_layers(engine, image, machine)
         check_disk(staged.path)
-        return staged.publish(key, {"chain_id": image.chain_id, "parameters": parameters})
+        disk = staged.publish(key, {"chain_id": image.chain_id, "parameters": parameters})
+    references = engine.images.list_references()
+    sync_views(engine, [name for name, digest in references.items() if digest == image.manifest_digest])
+    return disk
 
 
 def _write_layers(engine: Engine, image: Image, machine: BuildMachine) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from firebuild.errors import BusyError, ConflictError, DiskFullError, HostError, InternalError, StoreError
+from firebuild.host.deadline import Deadline
 from firebuild.host.files import map_os_error
+from firebuild.host.locks import hold_lock
 
 if TYPE_CHECKING:
     import sqlite3
@@ -53,6 +55,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             type TEXT NOT NULL,
             object TEXT NOT NULL,
             data TEXT NOT NULL DEFAULT '{}'
+        ) STRICT""",
+    ),
+    (
+        """CREATE TABLE facts (
+            manifest_digest TEXT PRIMARY KEY,
+            facts TEXT NOT NULL,
+            created_at_ns INTEGER NOT NULL
         ) STRICT""",
     ),
 )
@@ -122,7 +131,11 @@ class Database:
             return
         self._refuse_newer(found)
         if found == 0:
-            self._connection.execute("PRAGMA journal_mode = WAL")
+            # SQLite does not wait for the lock that this takes: of several who make a database at once, one does it.
+            deadline = Deadline(BUSY_TIMEOUT_MS / 1000, f"waiting for the database `{self.path}`")
+            lock = self.path.with_name(f"{self.path.name}.new")
+            with hold_lock(lock, f"the database `{self.path}`", deadline=deadline):
+                self._connection.execute("PRAGMA journal_mode = WAL")
         with self.transaction():
             # Another process may have been faster: ask again under the lock.
             found = self.version

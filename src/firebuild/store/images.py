@@ -177,10 +177,12 @@ def _without_nulls(value: Any) -> Any:
 
 
 class ImageStore:
-    """The images of a BlobStore, by name and by digest."""
+    """The images of a BlobStore, by name and by digest. `on_change` is told the full names that were pointed elsewhere or
+    removed, once that is durable: whoever shows names to the world keeps in step so."""
 
-    def __init__(self, blobs: BlobStore) -> None:
+    def __init__(self, blobs: BlobStore, on_change: Callable[[Sequence[str]], None] = lambda _: None) -> None:
         self.blobs = blobs
+        self._on_change = on_change
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -303,6 +305,7 @@ class ImageStore:
                 raise NotFoundError(f"there is no image `{reference}`", hint=self._suggest(reference))
             index.manifests = kept
             self._save_index(index)
+        self._on_change(sorted(names))
 
     def _point(self, references: Sequence[Reference], manifest_digest: Digest) -> Image:
         keys = [key for reference in references for key in _keys(reference)]
@@ -323,6 +326,7 @@ class ImageStore:
             ]
             index.manifests = sorted(kept, key=lambda entry: entry.annotations.get(REFERENCE_ANNOTATION, ""))
             self._save_index(index)
+        self._on_change(keys)
         return image
 
     # -- inside --------------------------------------------------------------------------------------------------

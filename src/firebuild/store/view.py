@@ -52,6 +52,15 @@ class BuildConfig(msgspec.Struct, rename="pascal"):
     post_build_commands: list[str] = []
 
 
+class StepFact(msgspec.Struct, rename="pascal"):
+    """One step of a build. `digest`: of its layer; `cached`: whether that was there before; `duration_ms`: of what was run."""
+
+    instruction: str
+    digest: str
+    cached: bool
+    duration_ms: int
+
+
 class RootfsMetadata(msgspec.Struct, rename="pascal"):
     """metadata.json. `type`: baseos or rootfs; `created_at_utc`: Unix seconds; `parent`: the base's metadata, if known."""
 
@@ -70,6 +79,11 @@ class RootfsMetadata(msgspec.Struct, rename="pascal"):
     chain_id: str = ""
     disk_key: str = ""
     facts_digest: str = ""
+    user: str = ""
+    environment: dict[str, str] = {}
+    stop_signal: str = ""
+    architecture: str = ""
+    steps: list[StepFact] = []
 
 
 _EMPTY = RootfsMetadata(
@@ -111,6 +125,8 @@ def make_metadata(
     build: BuildConfig | None = None,
     parent: Mapping[str, Any] | None = None,
     created_at_s: int | None = None,
+    steps: Sequence[StepFact] = (),
+    facts_digest: str = "",
 ) -> RootfsMetadata:
     """The metadata of an image under a name. `kind`: baseos or rootfs. `created_at_s`: Unix time; else the image's own."""
     run = image.config.config
@@ -137,6 +153,12 @@ def make_metadata(
         config_digest=image.config_digest,
         chain_id=image.chain_id,
         disk_key=disk.key if disk else "",
+        facts_digest=facts_digest,
+        user=run.user,
+        environment=_split_env(run.env),
+        stop_signal=run.stop_signal,
+        architecture=image.config.architecture,
+        steps=list(steps),
     )
 
 

@@ -21,6 +21,13 @@ _SECRET = re.compile(
     r"(?:^|_)(?:apikey|auth|credentials?|key|passwd|password|pword|secret|token)(?:_|$)", re.IGNORECASE
 )
 _NO_SECRET = re.compile(r"(?:^|_)(?:public|file|version)(?:_|$)", re.IGNORECASE)
+
+
+def looks_secret(name: str) -> bool:
+    """Whether a variable's name says that its value is a secret, as BuildKit guesses it."""
+    return bool(_SECRET.search(name)) and not _NO_SECRET.search(name)
+
+
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|[A-Za-z0-9_.-]+@[^/:]+:|github\.com/")
 # The patterns that leave nothing of a context.
 _EVERYTHING = ("*", "**", "**/*")
@@ -155,7 +162,7 @@ class StageLinter:
             )
 
     def _lint_secret(self, instruction: nodes.Instruction, name: str) -> None:
-        if _SECRET.search(name) and not _NO_SECRET.search(name):
+        if looks_secret(name):
             self._collector.report(
                 rules.SECRETS_USED_IN_ARG_OR_ENV, instruction, instruction=instruction.name, name=shown(name)
             )
