@@ -2,6 +2,7 @@
 
 <state>/                        /var/lib/firebuild; of another profile /var/lib/firebuild/profiles/<name>; or as it is set
 ├── firebuild.db                facts: machines, leases, events (SQLite, WAL)
+├── reserve                     2 MiB that `gc` gives up to work on a full disk
 ├── locks/                      one lock file per thing that only one process may change
 ├── store/                      an OCI image layout: oci-layout, index.json, blobs/sha256/
 │   └── ingest/                 blobs that are not complete yet
@@ -94,6 +95,7 @@ class Layout:
         self.run = run
         self.database = state / "firebuild.db"
         self.locks = state / "locks"
+        self.reserve = state / "reserve"
         self.store_lock = self.locks / "store"
         self.view_lock = self.locks / "view"
         self.machine_locks = self.locks / "machines"

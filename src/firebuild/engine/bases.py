@@ -13,7 +13,7 @@ from firebuild.store.images import Image, parse_config
 def resolve_base(engine: Engine, reference: Reference, *, pull: bool = False) -> Image:
     """The stored image of a reference, else the registry's. With `pull` the registry's, which is only fetched if it is
     another one than the stored image; what a digest names cannot be another one. Raises NotFoundError."""
-    image = engine.images.find_image(reference)
+    image = engine.keep_image(lambda: engine.images.find_image(reference))
     if image is not None and (not pull or reference.digest is not None):
         return image
     try:

@@ -24,6 +24,7 @@ from firebuild.engine.bases import resolve_base
 from firebuild.engine.core import Engine
 from firebuild.engine.disks import MachineWish, ensure_root_disk, open_machine, root_disk_key
 from firebuild.engine.images import host_architecture
+from firebuild.engine.space import require_room
 from firebuild.engine.views import sync_views
 from firebuild.events.progress import NullSink, ProgressSink, Reporter
 from firebuild.host.trust import load_ca_bundle
@@ -64,6 +65,7 @@ def build_rootfs(
     """Build a Dockerfile. `stdin`: what `-` means. Raises UsageError, ContextError, DockerfileError, BuildError and what
     machines raise."""
     request.lent.check()
+    require_room(engine, 0, "a build")
     with engine.use_store():
         engine.repair()
         reporter = Reporter(progress or NullSink())

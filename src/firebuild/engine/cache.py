@@ -8,8 +8,8 @@ import msgspec
 
 from firebuild.build.explain import Explanation
 from firebuild.engine.core import Engine
+from firebuild.engine.space import open_collection
 from firebuild.errors import BusyError, NotFoundError, UsageError
-from firebuild.host.locks import hold_lock
 from firebuild.store.collect import collect, plan_step_removal
 from firebuild.store.images import ImageStore
 
@@ -119,7 +119,7 @@ def _remove(engine: Engine, entries: Sequence[CacheEntry], *, dry_run: bool) -> 
     done: list[CacheEntry] = [entry for entry in entries if entry.kind == STEP]
     busy: list[CacheEntry] = []
     # Nobody builds meanwhile: a step that a build has found must stay until it is done.
-    with hold_lock(engine.layout.store_lock, "the store"):
+    with open_collection(engine, alone=True):
         garbage = plan_step_removal(engine.blobs, engine.database, steps)
         if not dry_run:
             collect(garbage, engine.blobs, engine.disks, engine.database)

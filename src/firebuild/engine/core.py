@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from firebuild.config.current import current_settings
 from firebuild.config.settings import Settings
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
     from firebuild.store.caches import CacheStore
     from firebuild.store.database import Database
     from firebuild.store.disks import DiskStore
-    from firebuild.store.images import ImageStore
+    from firebuild.store.images import Image, ImageStore
+    from firebuild.store.leases import Lease
     from firebuild.store.provider import StorageProvider
+
+    Found = TypeVar("Found", bound=Image | None)
 
 _COLLECTION_S = 120.0
 
@@ -36,6 +40,7 @@ class Engine:
         self.settings = settings or current_settings().settings
         state, run = Path(self.settings.state).absolute(), Path(self.settings.run).absolute()
         self.layout = Layout(state, run)
+        self._uses: list[list[Lease]] = []
         if self.settings.storage_provider != "directory" or self.settings.storage_strings:
             self.layout = Layout(state, run, kernel_root=self.storage.kernel_folder)
 
@@ -107,8 +112,35 @@ class Engine:
         return provider
 
     @contextmanager
-    def use_store(self) -> Iterator[None]:
-        """Whoever adds to the store or starts from it holds this: nothing is collected meanwhile. Raises BusyError."""
+    def use_store(self, *, adds: bool = True) -> Iterator[None]:
+        """Whoever adds to the store, or (`adds` False) only starts from it, is inside this: its lease tells `gc` to leave
+        alone what it may need, and dies with this process. Raises BusyError, DiskFullError.
+        """
+        from firebuild.store.leases import LeaseStore, process_owner
+
+        with self._hold_still():
+            leases = LeaseStore(self.database)
+            held = leases.take([f"work:{'add' if adds else 'use'}:{time.time_ns()}"], process_owner())
+        self._uses.append(held)
+        try:
+            yield
+        finally:
+            self._uses.remove(held)
+            leases.release(held)
+
+    def keep_image(self, find: Callable[[], Found]) -> Found:
+        """The image that `find` finds, which stays until the enclosing `use_store` ends, whoever takes its names away."""
+        from firebuild.store.leases import LeaseStore, process_owner
+
+        with self._hold_still():
+            image = find()
+            if image is not None and self._uses:
+                self._uses[-1] += LeaseStore(self.database).take([f"image:{image.manifest_digest}"], process_owner())
+            return image
+
+    @contextmanager
+    def _hold_still(self) -> Iterator[None]:
+        """For a moment nothing is collected."""
         self.layout.ensure()
         deadline = Deadline(_COLLECTION_S, "waiting for `firebuild gc`")
         with hold_lock(self.layout.store_lock, "the store", shared=True, deadline=deadline):

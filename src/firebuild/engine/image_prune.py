@@ -9,8 +9,8 @@ import msgspec
 
 from firebuild.engine.core import Engine
 from firebuild.engine.image_list import created_s, parse_moment
+from firebuild.engine.space import open_collection, plan_garbage
 from firebuild.errors import NotFoundError, UsageError
-from firebuild.host.locks import hold_lock
 from firebuild.names import Digest, parse_reference
 from firebuild.store.collect import collect, plan_collection
 from firebuild.store.images import Image
@@ -62,18 +62,15 @@ def apply_prune(engine: Engine, *, everything: bool, filters: Sequence[str] = ()
     """Plan and remove, while nobody adds to the store: names first, then disks and blobs. Raises BusyError while a build or
     a start runs."""
     engine.repair()
-    with hold_lock(engine.layout.store_lock, "the store"):
+    with open_collection(engine, alone=True) as held:
         plan = plan_prune(engine, everything=everything, filters=filters)
         for name in plan.names:
             try:
                 engine.images.untag(parse_reference(name))
             except NotFoundError:
                 continue  # somebody else removed it meanwhile, which is what was wanted
-        attached = {
-            Path(drive.path) for record in engine.machines.records.list_all(kind=None) for drive in record.spec.drives
-        }
         # Planned anew from what is there now: what got a name or a machine meanwhile stays.
-        garbage = plan_collection(engine.blobs, engine.disks, engine.database, used_disks=attached, drop_cache=False)
+        garbage = plan_garbage(engine, held, drop_cache=False)
         collect(garbage, engine.blobs, engine.disks, engine.database)
     return PrunePlan(plan.names, garbage.blobs, garbage.disk_keys, garbage.size_bytes)
 

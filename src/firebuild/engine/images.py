@@ -17,6 +17,7 @@ from firebuild.build.sources.url import parse_url
 from firebuild.engine.core import Engine
 from firebuild.engine.image_changes import apply_changes, parse_changes
 from firebuild.engine.layers import measure_layers, note_layer_sizes
+from firebuild.engine.space import require_room, spare_room
 from firebuild.errors import BusyError, ImageError, NotFoundError, UsageError
 from firebuild.images.archive import import_layer
 from firebuild.images.archives import load_archive, spool
@@ -75,6 +76,7 @@ def pull_image(
     if name is None:
         raise UsageError(f"`{place}` has no name of its own", hint="give it one: firebuild image pull SOURCE NAME")
     wanted = wanted or Wanted(host_architecture())
+    require_room(engine, 0, f"pulling {name}")
     with engine.use_store():
         moved = pull(
             place,
@@ -96,6 +98,9 @@ def load_images(
     """
     wanted = wanted or Wanted(host_architecture())
     images = []
+    require_room(
+        engine, source.stat().st_size if isinstance(source, Path) and source.is_file() else 0, "loading images"
+    )
     with engine.use_store(), ExitStack() as stack:
         if not isinstance(source, Path):
             target = stack.enter_context(engine.blobs.stage_folder()) / "stdin.tar"
@@ -134,6 +139,7 @@ def import_image(
     """
     wanted = wanted or Wanted(host_architecture())
     parsed = parse_changes(changes)
+    require_room(engine, source.stat().st_size if isinstance(source, Path) and source.is_file() else 0, "an import")
     with engine.use_store(), ExitStack() as stack:
         name = source if isinstance(source, str) else source.name if isinstance(source, Path) else "-"
         if isinstance(source, str):
@@ -184,6 +190,11 @@ def remove_image(engine: Engine, text: str, *, force: bool = False) -> list[str]
     Raises NotFoundError; BusyError while a machine that has not ended was started from it and no other name would be
     left; UsageError for an id with several names without `force`.
     """
+    with spare_room(engine):
+        return _remove_image(engine, text, force)
+
+
+def _remove_image(engine: Engine, text: str, force: bool) -> list[str]:
     image = engine.images.get_named(text)
     names = _names_meant(engine, text, image)
     all_names = [name for name, digest in engine.images.list_references().items() if digest == image.manifest_digest]

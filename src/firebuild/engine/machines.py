@@ -10,6 +10,7 @@ import msgspec
 from firebuild.engine.core import Engine
 from firebuild.engine.disks import ensure_root_disk
 from firebuild.engine.kernels import get_boot
+from firebuild.engine.space import require_room
 from firebuild.errors import FirebuildError, MachineError, UsageError
 from firebuild.host.files import copy_sparse
 from firebuild.layout import MachineLayout
@@ -73,7 +74,8 @@ def make_name() -> str:
 
 def run_machine(engine: Engine, request: RunRequest) -> MachineRecord:
     """Start a machine from an image and return when its guest is ready. Raises FirebuildError; then nothing of it is left."""
-    with engine.use_store():
+    require_room(engine, 0, f"starting a machine from {request.image}")
+    with engine.use_store(adds=False):
         return _run_machine(engine, request)
 
 
@@ -81,7 +83,7 @@ def _run_machine(engine: Engine, request: RunRequest) -> MachineRecord:
     name = parse_machine_name(request.name) if request.name is not None else make_name()
     _check(request)
     engine.repair()
-    image = engine.images.get_named(request.image)
+    image = engine.keep_image(lambda: engine.images.get_named(request.image))
     kernel, boot = get_boot(engine, request.kernel)
     _check_name_free(engine, name)
     disk = ensure_root_disk(engine, image)

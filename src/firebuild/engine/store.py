@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from firebuild.engine.core import Engine
+from firebuild.engine.space import open_collection, plan_garbage, spare_room
 from firebuild.engine.views import sync_views
-from firebuild.host.locks import hold_lock
-from firebuild.store.collect import Garbage, collect, plan_collection
+from firebuild.errors import DiskFullError
+from firebuild.store.collect import Garbage, collect
 from firebuild.store.facts import FactStore
 from firebuild.store.fsck import check_store
+from firebuild.store.leases import LeaseStore
 
 
 def check(engine: Engine, *, repair: bool) -> list[str]:
@@ -25,13 +25,21 @@ def check(engine: Engine, *, repair: bool) -> list[str]:
 
 
 def free_space(engine: Engine, *, drop_cache: bool, dry_run: bool) -> Garbage:
-    """Remove what nothing needs; with `dry_run` only say what that is. Raises BusyError while a build or a start runs."""
-    engine.repair()
-    with hold_lock(engine.layout.store_lock, "the store"):
-        records = engine.machines.records.list_all(kind=None)
-        used = {Path(drive.path) for record in records for drive in record.spec.drives}
-        garbage = plan_collection(engine.blobs, engine.disks, engine.database, used_disks=used, drop_cache=drop_cache)
-        if not dry_run:
-            collect(garbage, engine.blobs, engine.disks, engine.database)
-            FactStore(engine.database).forget_all_but(set(engine.images.list_references().values()))
+    """Remove what nothing needs; with `dry_run` only say what that is. Works on a full disk, and while others work:
+    then what they may need stays. Raises BusyError, StoreError where an image is damaged.
+    """
+    with spare_room(engine):
+        try:
+            engine.repair()
+            repaired = True
+        except DiskFullError:
+            repaired = False  # what it has to write waits until there is room
+        with open_collection(engine) as held:
+            garbage = plan_garbage(engine, held, drop_cache=drop_cache)
+            if not dry_run:
+                collect(garbage, engine.blobs, engine.disks, engine.database)
+                LeaseStore(engine.database).collect()
+                FactStore(engine.database).forget_all_but({*engine.images.list_references().values(), *held.kept})
+        if not repaired and not dry_run:
+            engine.repair()
     return garbage

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from firebuild.errors import DiskFullError
 from firebuild.names import Digest
 from firebuild.store.blobs import BlobStore
 from firebuild.store.database import Database
@@ -24,13 +25,26 @@ class Garbage(msgspec.Struct, frozen=True):
 
 
 def plan_collection(
-    blobs: BlobStore, disks: DiskStore, database: Database, *, used_disks: Collection[Path], drop_cache: bool
+    blobs: BlobStore,
+    disks: DiskStore,
+    database: Database,
+    *,
+    used_disks: Collection[Path],
+    drop_cache: bool,
+    kept_images: Collection[str] = (),
+    since_ns: int | None = None,
+    keep_blobs: bool = False,
 ) -> Garbage:
     """What nothing needs: disks of no named image that no machine has attached, blobs that no named image and no cached
     step holds, and with `drop_cache` the cached steps too. Nothing is changed. Raises StoreError where an image is damaged:
     what it holds cannot be known.
+
+    `kept_images`: manifests that somebody uses, named or not; `since_ns`: disks made since then stay; `keep_blobs`: all
+    blobs and cached steps stay, as somebody adds to the store and may build upon any of them.
     """
-    images = ImageStore(blobs).list_images()
+    store = ImageStore(blobs)
+    images = store.list_images()
+    images += [store.load_image(Digest(digest)) for digest in kept_images if blobs.has(Digest(digest))]
     chains = {image.chain_id for image in images}
     kept: set[Digest] = set()
     for image in images:
@@ -43,22 +57,40 @@ def plan_collection(
     for key in disks.list_keys():
         disk = disks.find_disk(key)
         if disk is not None and disk.chain_id not in chains and disk.path not in used_disks:
-            disk_keys.append(key)
-            size += disk.path.stat().st_blocks * 512
+            status = disk.path.stat()
+            if since_ns is None or status.st_ctime_ns < since_ns:
+                disk_keys.append(key)
+                size += status.st_blocks * 512
+    if keep_blobs:
+        return Garbage(disk_keys, [], [], size)
     doomed = [digest for digest in blobs.list_digests() if digest not in kept]
     size += sum(blobs.size(digest) for digest in doomed)
     return Garbage(disk_keys, doomed, [row["key"] for row in rows] if drop_cache else [], size)
 
 
 def collect(garbage: Garbage, blobs: BlobStore, disks: DiskStore, database: Database) -> None:
-    """Remove it: the records first, so that none names what is gone. The caller sees to it that nobody adds meanwhile."""
-    with database.transaction():
-        for key in garbage.step_keys:
-            database.execute("DELETE FROM steps WHERE key = ?", (key,))
+    """Remove it: the records first, so that none names what is gone. The caller sees to it that nobody adds meanwhile.
+
+    Where the disk is too full to write even that, the records go last: one whose layer is gone counts as none.
+    """
+    late = False
+    try:
+        _forget_steps(garbage, database)
+    except DiskFullError:
+        late = True
     for key in garbage.disk_keys:
         disks.remove(key)
     for digest in garbage.blobs:
         blobs.remove(digest)
+    if late:
+        _forget_steps(garbage, database)
+
+
+def _forget_steps(garbage: Garbage, database: Database) -> None:
+    if garbage.step_keys:
+        with database.transaction():
+            for key in garbage.step_keys:
+                database.execute("DELETE FROM steps WHERE key = ?", (key,))
 
 
 def plan_step_removal(blobs: BlobStore, database: Database, step_keys: Collection[str]) -> Garbage:

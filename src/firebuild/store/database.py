@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from firebuild.errors import BusyError, ConflictError, DiskFullError, HostError, InternalError, StoreError
 from firebuild.host.deadline import Deadline
-from firebuild.host.files import map_os_error
+from firebuild.host.files import free_bytes, map_os_error
 from firebuild.host.locks import hold_lock
 
 if TYPE_CHECKING:
     import sqlite3
 
 BUSY_TIMEOUT_MS = 30_000
+_FULL_BYTES = 64 << 10
 
 # Migration N brings `PRAGMA user_version` from N-1 to N. A released migration is never changed.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -212,7 +213,9 @@ def _mapped(path: Path) -> Iterator[None]:
         text = str(error)
         if error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise BusyError(f"the database `{path}` is held by another process", hint="try again") from error
-        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+        # On a full disk SQLite calls it an I/O error when it cannot make the files beside the database.
+        failed = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL or (failed and free_bytes(path.parent) < _FULL_BYTES):
             raise DiskFullError(
                 f"no space left on the device while writing `{path}`", hint="free space with `firebuild gc`"
             ) from error

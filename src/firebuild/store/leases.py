@@ -1,6 +1,7 @@
 """Leases: who needs which object of the store, so that garbage collection leaves it alone.
 
-An object is named `blob:<digest>`, `disk:<key>`, `image:<manifest digest>` or `kernel:<name>`. An owner is a process
+An object is named `image:<manifest digest>`, or `work:add:<start>` and `work:use:<start>` (Unix nanoseconds): somebody adds to
+the store or only uses it since then. An owner is a process
 (`process:<boot id>:<pid>:<start time>`) or anything else that somebody releases by name (`machine:<id>`).
 """
 
@@ -80,6 +81,11 @@ class LeaseStore:
         rows = self._database.query("SELECT id, owner, object, expires_at_ns FROM leases ORDER BY object, id")
         return [Lease(row["id"], row["owner"], row["object"], row["expires_at_ns"]) for row in rows]
 
+    def list_live(self) -> list[Lease]:
+        """The leases that have not expired and whose process lives. Changes nothing: a full disk may not allow it."""
+        now = time.time_ns()
+        return [lease for lease in self.list_leases() if lease.expires_at_ns > now and _owner_lives(lease.owner)]
+
     def collect(self) -> list[Lease]:
         """Remove the leases that have expired or whose process is dead; returns the live ones."""
         now = time.time_ns()
@@ -99,6 +105,12 @@ def process_owner() -> str:
     identity = find_identity(os.getpid())
     assert identity is not None
     return f"process:{_boot_id()}:{identity.pid}:{identity.start_time}"
+
+
+def describe_owner(owner: str) -> str:
+    """An owner, for people."""
+    kind, _, rest = owner.partition(":")
+    return f"process {rest.split(':')[1]}" if kind == "process" and rest.count(":") == 2 else owner
 
 
 def _owner_lives(owner: str) -> bool:

@@ -102,6 +102,11 @@ def test_the_keys_and_the_link(tmp_path: Path, image: Image, disk: Disk) -> None
         "ChainId": "",
         "DiskKey": disk.key,
         "FactsDigest": "",
+        "User": "consul",
+        "Environment": {"A": "1", "B": "x=y"},
+        "StopSignal": "",
+        "Architecture": "amd64",
+        "Steps": [],
     }
     assert find_metadata(tmp_path / "rootfs", reference) == metadata
 
