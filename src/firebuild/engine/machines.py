@@ -7,12 +7,15 @@ from collections.abc import Sequence
 
 import msgspec
 
+from firebuild.engine.bootable import Report, ensure_image
 from firebuild.engine.core import Engine
 from firebuild.engine.disks import ensure_root_disk
 from firebuild.engine.kernels import get_boot
 from firebuild.engine.space import require_room
 from firebuild.errors import FirebuildError, MachineError, UsageError
 from firebuild.host.files import copy_sparse
+from firebuild.images.skopeo import Access
+from firebuild.images.transfer import Progress
 from firebuild.layout import MachineLayout
 from firebuild.machine.lifecycle import finish_machine, remove_machine, start_machine, stop_machine
 from firebuild.machine.metadata import parse_signal
@@ -65,6 +68,8 @@ class RunRequest(msgspec.Struct, frozen=True):
     auto_remove: bool = False
     boot_timeout_s: float | None = None
     labels: dict[str, str] = {}
+    pull: str = "missing"
+    access: Access = Access(retries=1)
 
 
 def make_name() -> str:
@@ -72,21 +77,25 @@ def make_name() -> str:
     return f"{secrets.choice(_ADJECTIVES)}_{secrets.choice(_NOUNS)}{secrets.randbelow(100)}"
 
 
-def run_machine(engine: Engine, request: RunRequest) -> MachineRecord:
-    """Start a machine from an image and return when its guest is ready. Raises FirebuildError; then nothing of it is left."""
+def run_machine(
+    engine: Engine, request: RunRequest, *, progress: Progress | None = None, report: Report = lambda _: None
+) -> MachineRecord:
+    """Start a machine from an image and return when its guest is ready. `report` is told what has to be fetched or made
+    first. Raises FirebuildError; then nothing of it is left."""
     require_room(engine, 0, f"starting a machine from {request.image}")
     with engine.use_store(adds=False):
-        return _run_machine(engine, request)
+        return _run_machine(engine, request, progress, report)
 
 
-def _run_machine(engine: Engine, request: RunRequest) -> MachineRecord:
+def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None, report: Report) -> MachineRecord:
     name = parse_machine_name(request.name) if request.name is not None else make_name()
     _check(request)
     engine.repair()
+    ensure_image(engine, request.image, policy=request.pull, access=request.access, progress=progress, report=report)
     image = engine.keep_image(lambda: engine.images.get_named(request.image))
     kernel, boot = get_boot(engine, request.kernel)
     _check_name_free(engine, name)
-    disk = ensure_root_disk(engine, image)
+    disk = ensure_root_disk(engine, image, report)
     machine_id = new_machine_id()
     paths = engine.layout.machine(machine_id)
     if request.root_mode == "copy":

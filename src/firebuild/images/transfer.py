@@ -79,7 +79,7 @@ def pull(
         flags += access.flags(source.reference.domain, "src-")
     with blobs.stage_folder() as stage:
         target = stage / "oci"
-        watch = (lambda _: progress(_folder_bytes(target), None)) if progress else None
+        watch = (lambda _: progress(folder_bytes(target), None)) if progress else None
         skopeo.copy(
             _skopeo_name(source), f"oci:{target}", subject, stage, options=platform_options(architecture, variant),
             flags=flags, timeout_s=access.timeout_s, tick=watch,
@@ -110,8 +110,8 @@ def push(
         plain = "plain" if target.transport == "docker-daemon" else compression
         told = (lambda done: progress(done, None)) if progress else None
         layout, digest = stage_image(stage, blobs, manifest_digest, compression=plain, progress=told)
-        total = _folder_bytes(layout)
-        watch = (lambda pid: progress(min(_read_bytes(pid), total), total)) if progress else None
+        total = folder_bytes(layout)
+        watch = (lambda pid: progress(min(read_bytes(pid), total), total)) if progress else None
         skopeo.copy(
             f"oci:{layout}", _skopeo_name(target), subject, stage,
             flags=flags, timeout_s=access.timeout_s, tick=watch,
@@ -133,7 +133,7 @@ def load_docker_archive(
         raise ImageError(f"{subject} cannot be read: skopeo takes no `:` and no `,` in a path")
     with blobs.stage_folder() as stage:
         target = stage / "oci"
-        watch = (lambda _: progress(_folder_bytes(target), None)) if progress else None
+        watch = (lambda _: progress(folder_bytes(target), None)) if progress else None
         skopeo.copy(
             f"docker-archive:{path.absolute()}{selector}", f"oci:{target}", subject, stage,
             options=platform_options(architecture), flags=["--dest-oci-accept-uncompressed-layers"], tick=watch,
@@ -152,7 +152,7 @@ def _skopeo_name(place: Place) -> str:
     return f"{place.transport}:{place.path.absolute()}" + (f":{place.name}" if place.name else "")
 
 
-def _folder_bytes(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
     """The bytes of all files below a folder, through links; files that vanish meanwhile do not count."""
     total = 0
     for root, _, names in os.walk(folder):
@@ -164,7 +164,7 @@ def _folder_bytes(folder: Path) -> int:
     return total
 
 
-def _read_bytes(pid: int) -> int:
+def read_bytes(pid: int) -> int:
     """How many bytes a process has read so far (proc_pid_io(5)); 0 where that cannot be known."""
     try:
         with open(f"/proc/{pid}/io") as file:

@@ -17,7 +17,7 @@ from firebuild.host.files import remove_tree
 from firebuild.host.locks import hold_lock
 from firebuild.host.process import run
 from firebuild.kernels.check import Finding, check_kernel, require_usable
-from firebuild.kernels.modules import REQUIRED, ModuleSet, ModuleTree, load_modules
+from firebuild.kernels.modules import REQUIRED, ModuleSet, ModuleTree, load_modules, unpack_modules
 from firebuild.kernels.store import Kernel, KernelStore
 from firebuild.kernels.vmlinux import parse_config, parse_kernel
 
@@ -171,6 +171,31 @@ def import_kernel(
         modules=loaded.modules,
         config=config_text,
         warnings=[finding.message for finding in findings],
+    )
+
+
+def adopt_kernel(
+    store: KernelStore, name: str, vmlinux: bytes, *, modules: Path | None, config_text: str | None, source: str
+) -> Kernel:
+    """Take in a kernel that another firebuild kept. `modules`: its packed modules. Where the name is taken by another kernel,
+    the beginning of the digest is added to it. Raises KernelError for what cannot be booted here."""
+    import hashlib
+
+    kernel = parse_kernel(vmlinux, f"the kernel of {source}")
+    loaded = unpack_modules(modules) if modules is not None else []
+    findings = check_kernel(
+        kernel,
+        config=parse_config(config_text) if config_text is not None else None,
+        modules=[module.name for module in loaded],
+        architecture=platform.machine(),
+    )
+    require_usable(findings, f"the kernel of {source}")
+    taken = store.find(name)
+    digest = hashlib.sha256(kernel.content).hexdigest()
+    if taken is not None and taken.digest != f"sha256:{digest}":
+        name = f"{name[:100]}-{digest[:12]}"
+    return store.publish(
+        name, kernel, source=source, modules=loaded, config=config_text, warnings=[each.message for each in findings]
     )
 
 

@@ -156,8 +156,11 @@ class DiskStore:
             return []
 
     @contextmanager
-    def stage(self, size_bytes: int, *, label: str = "root", source: Disk | None = None) -> Iterator[StagedDisk]:
-        """A blank ext4 disk, without a journal, or a copy of the disk `source`, in a private folder.
+    def stage(
+        self, size_bytes: int, *, label: str = "root", source: Disk | None = None, blank: bool = True
+    ) -> Iterator[StagedDisk]:
+        """A blank ext4 disk, without a journal, or a copy of the disk `source`, in a private folder; neither `blank` nor a
+        source: one hole from end to end.
 
         Without `publish` nothing remains. Raises MissingProgramError without mke2fs, StoreError if `source` is of another
         size, DiskFullError, HostError.
@@ -165,7 +168,9 @@ class DiskStore:
         # The unprivileged VMM passes through to its own file; it cannot list.
         with open_stage(self.root, prefix=_STAGE, mode=0o711) as folder:
             staged = StagedDisk(self, folder, size_bytes)
-            if source is None:
+            if source is None and not blank:
+                make_sparse(staged.path, size_bytes)
+            elif source is None:
                 make_blank(staged.path, size_bytes, journal=False, label=label)
             elif source.size_bytes != size_bytes:
                 raise StoreError(f"the disk {source.key[:12]} has {source.size_bytes} bytes, not {size_bytes}")

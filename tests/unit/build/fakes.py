@@ -248,7 +248,9 @@ class FakeDisks(DiskStore):
         return self.disks.get(key)
 
     @contextmanager
-    def stage(self, size_bytes: int, *, label: str = "root", source: Disk | None = None) -> Iterator[Any]:
+    def stage(
+        self, size_bytes: int, *, label: str = "root", source: Disk | None = None, blank: bool = True
+    ) -> Iterator[Any]:
         path = self.root / f"disk{next(self._numbers)}"
         self.trees[path] = dict(self.trees[source.path]) if source is not None else {}
         self.staged += 1

@@ -52,23 +52,38 @@ def platform_option(function: F) -> F:
 @click.argument("source")
 @click.argument("name", required=False)
 @platform_option
+@click.option("--disk", is_flag=True, help="Also take the bootable disk that stands beside the image.")
+@click.option("--kernel", is_flag=True, help="Also take the kernel that stands beside the image.")
 @access_options
 @quiet_option
 def pull(
-    source: str, name: str | None, platform: str | None, tls_verify: bool | None, authfile: Path | None, quiet: bool
+    source: str,
+    name: str | None,
+    platform: str | None,
+    disk: bool,
+    kernel: bool,
+    tls_verify: bool | None,
+    authfile: Path | None,
+    quiet: bool,
 ) -> None:
     """Bring an image from a registry, or from SOURCE: oci:PATH[:NAME], oci-archive:PATH, docker-archive:PATH[:NAME],
     docker-daemon:NAME. NAME is what it is called here, where SOURCE is no name itself."""
+    from firebuild.engine.bootable import take_bootable
     from firebuild.engine.images import parse_wanted, pull_image
     from firebuild.images.skopeo import Access
     from firebuild.images.transfer import parse_place
 
     place, wanted = parse_place(source), parse_wanted(platform)
     reference = parse_reference(name) if name else None
+    access = Access(tls_verify, authfile)
+    if (disk or kernel) and place.reference is None:
+        raise UsageError("a disk and a kernel come from a registry only")
     with Engine() as engine, open_meter(f"pulling {place}", quiet=quiet) as progress:
-        stored = pull_image(
-            engine, place, access=Access(tls_verify, authfile), wanted=wanted, reference=reference, progress=progress
-        )
+        stored = pull_image(engine, place, access=access, wanted=wanted, reference=reference, progress=progress)
+        if place.reference is not None and (disk or kernel):
+            take_bootable(
+                engine, stored, place.reference, access=access, disk=disk, kernel=kernel, progress=progress, report=note
+            )
     click.echo(stored.id)
 
 
@@ -79,22 +94,33 @@ def pull(
     "--compression", type=click.Choice(["gzip", "keep"]), default="gzip", show_default=True,
     help="gzip writes zstd layers anew, so that every Docker can run them; keep keeps every digest.",
 )  # fmt: skip
+@click.option("--disk", is_flag=True, help="Also push the bootable disk, so that others need not make it.")
+@click.option("--kernel", help="Also push the kernel of this name; `default`: the default one.")
 @access_options
 @quiet_option
 def push(
-    name: str, target: str | None, compression: Any, tls_verify: bool | None, authfile: Path | None, quiet: bool
+    name: str,
+    target: str | None,
+    compression: Any,
+    disk: bool,
+    kernel: str | None,
+    tls_verify: bool | None,
+    authfile: Path | None,
+    quiet: bool,
 ) -> None:
     """Write an image to its registry, or to TARGET: another name, oci:PATH[:NAME], oci-archive:PATH,
     docker-archive:PATH, docker-daemon:NAME. Prints the manifest's digest there."""
-    from firebuild.engine.image_export import push_image
+    from firebuild.engine.bootable import push_bootable
     from firebuild.images.skopeo import Access
     from firebuild.images.transfer import parse_place
 
     place = parse_place(target) if target else None
+    chosen = "" if kernel == "default" else kernel
     with Engine() as engine, open_meter(f"pushing {target or name}", quiet=quiet) as progress:
-        _, digest = push_image(
-            engine, name, place, compression=compression, access=Access(tls_verify, authfile), progress=progress
-        )
+        digest = push_bootable(
+            engine, name, place, disk=disk, kernel=chosen, compression=compression,
+            access=Access(tls_verify, authfile), progress=progress, report=note,
+        )  # fmt: skip
     click.echo(digest)
 
 

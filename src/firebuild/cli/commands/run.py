@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from firebuild.cli.options import START_FAILURES, parse_environment
 from firebuild.cli.output import note, print_error, write_output
+from firebuild.cli.progress import open_meter
 from firebuild.engine.core import Engine
 from firebuild.errors import GuestError, UsageError
 from firebuild.machine.spec import DEFAULT_MEMORY_MIB, DEFAULT_NETWORK
@@ -18,7 +21,15 @@ from firebuild.names import parse_port_mappings, parse_size
 
 
 @click.command()
-@click.option("--from", "image", required=True, help="The image: [org/]name[:tag].")
+@click.option("--from", "image", help="The image, [org/]name[:tag], where no argument names it.")
+@click.option(
+    "--pull",
+    default="missing",
+    show_default=True,
+    help="When the registry is asked for the image: missing, always, never.",
+)
+@click.option("--tls-verify/--no-tls-verify", default=None, help="Whether the registry must have a good certificate.")
+@click.option("--authfile", type=click.Path(path_type=Path), help="File of registry credentials.")
 @click.option("--name", help="The machine's name; without it one is made up.")
 @click.option("--hostname", "-h", help="Its host name; without it its name.")
 @click.option("--daemonize", "-d", is_flag=True, help="Return when the guest is ready; print the machine's id.")
@@ -67,18 +78,20 @@ from firebuild.names import parse_port_mappings, parse_size
 @click.option("--no-mmds", is_flag=True, help="No metadata service in the guest.")
 @click.option("--label", multiple=True, help="Label K=V.")
 @click.option("--boot-timeout", type=click.FloatRange(1, 86400), help="Seconds within which the guest must be ready.")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.argument("words", metavar="[IMAGE] [COMMAND]...", nargs=-1, type=click.UNPROCESSED)
 def run(**options: Any) -> int:
-    """Start a microVM from an image. A command after -- replaces the image's CMD.
+    """Start a microVM from an image; the first argument names it, or --from. A command replaces the image's CMD.
 
     Without -d the entrypoint's output streams through, SIGINT and SIGTERM stop the machine in order, and the exit
     status is the entrypoint's.
     """
     from firebuild.engine.machines import RunRequest, run_machine
+    from firebuild.images.skopeo import Access
 
+    image, command = _image_and_command(options["image"], options["words"])
     request = RunRequest(
-        image=options["image"],
-        command=options["command"],
+        image=image,
+        command=command,
         name=options["name"],
         hostname=options["hostname"],
         kernel=options["kernel"],
@@ -100,10 +113,13 @@ def run(**options: Any) -> int:
         auto_remove=options["auto_remove"] and options["daemonize"],
         boot_timeout_s=options["boot_timeout"],
         labels=dict(text.partition("=")[::2] for text in options["label"]),
+        pull=options["pull"],
+        access=Access(options["tls_verify"], options["authfile"], retries=1),
     )
     with Engine() as engine:
         try:
-            record = run_machine(engine, request)
+            with open_meter(f"fetching {image}") as progress:
+                record = run_machine(engine, request, progress=progress, report=note)
         except GuestError as error:
             if error.guest_code not in START_FAILURES:
                 raise
@@ -113,6 +129,14 @@ def run(**options: Any) -> int:
             click.echo(record.spec.id)
             return 0
         return _follow(engine, record.spec.id, remove=options["auto_remove"])
+
+
+def _image_and_command(image: str | None, words: Sequence[str]) -> tuple[str, Sequence[str]]:
+    if image is not None:
+        return image, words
+    if not words:
+        raise UsageError("name an image", hint="firebuild run IMAGE, or firebuild run --from IMAGE -- COMMAND")
+    return words[0], words[1:]
 
 
 def _load_users(user: str | None, files: tuple[str, ...]) -> dict[str, str]:
