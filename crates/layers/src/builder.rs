@@ -27,6 +27,10 @@ use crate::tree::{self, Kind};
 
 /// tree-stat answers in one frame.
 const MAX_STAT_BYTES: u64 = 512 * 1024;
+/// As much of a directory fits into one frame too, each byte of a name escaped.
+const MAX_LISTED: usize = 1000;
+const MAX_LISTED_BYTES: usize = 128 * 1024;
+const MAX_TARGET: usize = 256;
 
 /// Where a build machine has its things.
 #[derive(Clone, Debug)]
@@ -359,16 +363,18 @@ impl Builder {
         } else {
             None
         };
-        let kind = match info.kind {
-            Kind::File => "file",
-            Kind::Directory => "directory",
-            Kind::Symlink => "symlink",
-            _ => "other",
-        };
-        let answer = json!({
-            "kind": kind, "mode": info.mode, "uid": info.uid, "gid": info.gid, "size": info.size,
+        let mut answer = json!({
+            "kind": kind_name(info.kind), "mode": info.mode, "uid": info.uid, "gid": info.gid, "size": info.size,
             "content_base64": content.map(|content| base64(&content)),
         });
+        if info.kind == Kind::Directory && request.list_entries > 0 {
+            let folder = paths::open_dir(root, request.path.as_bytes(), Missing::Fail).map_err(failed)?;
+            let most = request.list_entries.min(MAX_LISTED);
+            let entries = list_folder(folder.as_fd(), most).map_err(failed)?;
+            if let Some(fields) = answer.as_object_mut() {
+                fields.insert("entries".to_owned(), entries.into());
+            }
+        }
         reply(stream, &answer)
     }
 
@@ -409,6 +415,38 @@ impl Builder {
 struct OpenTree {
     root: OwnedFd,
     _merged: Merged,
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::File => "file",
+        Kind::Directory => "directory",
+        Kind::Symlink => "symlink",
+        _ => "other",
+    }
+}
+
+/// The first entries of a directory by their names, as tree-stat tells them.
+fn list_folder(folder: BorrowedFd<'_>, most: usize) -> io::Result<Vec<Value>> {
+    let mut names = tree::names(folder)?;
+    names.sort();
+    let mut entries = Vec::new();
+    let mut bytes = 0;
+    for name in names.into_iter().take(most) {
+        let Some(info) = tree::find(folder, &name)? else { continue };
+        let link = if info.kind == Kind::Symlink { Some(tree::read_symlink(folder, &name)?) } else { None };
+        let target = link.map(|link| link.into_iter().take(MAX_TARGET).collect::<Vec<_>>());
+        bytes += name.len() + target.as_ref().map_or(0, Vec::len);
+        if bytes > MAX_LISTED_BYTES {
+            break;
+        }
+        entries.push(json!({
+            "name": String::from_utf8_lossy(&name), "kind": kind_name(info.kind), "mode": info.mode, "uid": info.uid,
+            "gid": info.gid, "size": info.size,
+            "target": target.map(|target| String::from_utf8_lossy(&target).into_owned()),
+        }));
+    }
+    Ok(entries)
 }
 
 fn open(path: &Path) -> Result<OwnedFd, TaskError> {

@@ -61,11 +61,7 @@ impl Folders {
         let path = self.layer(place);
         make_dir(&path)?;
         if let Some(below) = stack.first() {
-            let copied = tree::open_dir_at(&self.layer(*below)).and_then(|from| {
-                let to = tree::open_dir_at(&path)?;
-                copy_root_attributes(from.as_fd(), to.as_fd())
-            });
-            copied.map_err(|error| TaskError::io("setting up a layer", &error))?;
+            copy_root(&self.layer(*below), &path)?;
         }
         Ok(path)
     }
@@ -109,11 +105,23 @@ impl Folders {
         if lowers.is_empty() {
             lowers.push(self.base.join("e"));
         }
+        self.mount_over(upper, &lowers)
+    }
+
+    /// A directory of this machine with a new layer on it, which takes what is written.
+    pub fn mount_cover(&self, upper: LayerPlace, below: &Path) -> Result<Merged, TaskError> {
+        let path = self.layer(upper);
+        make_dir(&path)?;
+        copy_root(below, &path)?;
+        self.mount_over(upper, &[below.to_owned()])
+    }
+
+    fn mount_over(&self, upper: LayerPlace, lowers: &[PathBuf]) -> Result<Merged, TaskError> {
         let work = self.numbered("w", upper.number);
         make_dir(&work)?;
         let plain = format!(
             "lowerdir={},upperdir={},workdir={},{COMMON}",
-            joined(&lowers)?,
+            joined(lowers)?,
             self.layer(upper).display(),
             work.display()
         );
@@ -148,6 +156,15 @@ impl Folders {
     fn numbered(&self, folder: &str, number: u32) -> PathBuf {
         self.base.join(folder).join(number.to_string())
     }
+}
+
+/// Gives a new layer's root the attributes of the root below it.
+fn copy_root(below: &Path, path: &Path) -> Result<(), TaskError> {
+    let copied = tree::open_dir_at(below).and_then(|from| {
+        let to = tree::open_dir_at(path)?;
+        copy_root_attributes(from.as_fd(), to.as_fd())
+    });
+    copied.map_err(|error| TaskError::io("setting up a layer", &error))
 }
 
 /// Mounts an ext4 disk. Options that this kernel does not know are left out.

@@ -78,6 +78,9 @@ pub enum StepMount {
         gid: u32,
         #[serde(default)]
         seed: Option<Seed>,
+        /// Without it what is written is lost with the step.
+        #[serde(default = "default_true")]
+        keep: bool,
     },
     /// Content that follows the request as DATA, as a file, as a variable, or both.
     Secret {
@@ -280,6 +283,9 @@ pub struct Stat {
     pub path: String,
     #[serde(default)]
     pub read_bytes: u64,
+    /// At most so many entries of a directory are told.
+    #[serde(default)]
+    pub list_entries: usize,
 }
 
 /// A request in its own shape; unknown keys are refused.

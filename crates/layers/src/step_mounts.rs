@@ -135,10 +135,11 @@ impl<'a> Mounter<'a> {
                     let source = Source::Tmpfs { size_bytes: *size_bytes, fresh: false };
                     prepared.points.push(MountPoint { target: target.clone(), source, read_only: *read_only });
                 }
-                StepMount::Cache { target, drive, read_only, mode, uid, gid, seed } => {
+                StepMount::Cache { target, drive, read_only, mode, uid, gid, seed, keep } => {
                     let empty = Beginning::Empty { mode: *mode, uid: *uid, gid: *gid };
-                    let path = self.open_cache(drive, empty, seed.as_ref())?;
-                    prepared.caches.push(path.clone());
+                    let content = self.open_cache(drive, empty, seed.as_ref())?;
+                    prepared.caches.push(content.clone());
+                    let path = if *keep { content } else { self.cover(&content, prepared)? };
                     let source = Source::Bind { path, is_directory: true };
                     prepared.points.push(MountPoint { target: target.clone(), source, read_only: *read_only });
                 }
@@ -190,6 +191,15 @@ impl<'a> Mounter<'a> {
         prepared.stacks.push(reading);
         let (path, kind) = found?;
         Ok((base.join(path), kind == Kind::Directory))
+    }
+
+    /// A tree over a cache's content: what is written to it is lost with the step.
+    fn cover(&self, content: &Path, prepared: &mut Prepared<'a>) -> Result<PathBuf, TaskError> {
+        let upper = LayerPlace { number: self.registry.number(), origin: Origin::Work };
+        let merged = self.folders.mount_cover(upper, content)?;
+        let path = merged.path().to_owned();
+        prepared.trees.push((merged, Some(upper)));
+        Ok(path)
     }
 
     fn open_cache(&self, drive: &str, empty: Beginning, seed: Option<&Seed>) -> Result<PathBuf, TaskError> {

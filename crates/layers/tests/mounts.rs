@@ -153,7 +153,12 @@ fn a_cache_keeps_what_steps_leave_and_no_layer_has_it() {
     // A failed step's writes stay too.
     let answer = bench.ask(&mounted("l3", cache.clone(), "echo more > /cache/more; exit 3"), &[]);
     assert_eq!(answer.exit, Some(json!({"code": 3, "signal": null})));
-    assert_eq!(run(&bench, "l4", cache, "cat /cache/more"), "more\n");
+    assert_eq!(run(&bench, "l4", cache.clone(), "cat /cache/more"), "more\n");
+    // Who only looks sees it, may write, and leaves nothing.
+    let looked = json!([{"type": "cache", "target": "/cache", "drive": "vdb", "mode": 0o1770, "uid": 5, "gid": 6, "keep": false}]);
+    let look = "stat -c '%a %u:%g' /cache; cat /cache/more; echo mine > /cache/mine; rm /cache/file; ls /cache";
+    assert_eq!(run(&bench, "l5", looked, look), "1770 5:6\nmore\ndir\nmine\nmore\n");
+    assert_eq!(run(&bench, "l6", cache, "ls /cache"), "dir\nfile\nmore\n");
 }
 
 #[test]

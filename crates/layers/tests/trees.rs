@@ -388,6 +388,20 @@ fn trees_are_looked_at() {
     }
     let empty = bench.ok(&json!({"op": "tree-stat", "stack": [], "path": "/"}));
     assert_eq!(empty["kind"], "directory");
+    assert_eq!(empty["entries"], Value::Null);
+    let list = |most: usize| {
+        let request = json!({"op": "tree-stat", "stack": ["b0"], "path": "/", "list_entries": most});
+        bench.ok(&request)["entries"].as_array().expect("a list").clone()
+    };
+    assert_eq!(list(2).len(), 2);
+    let entries = list(1000);
+    let names: Vec<_> = entries.iter().map(|entry| entry["name"].as_str().expect("a name")).collect();
+    assert!(names.windows(2).all(|pair| pair[0] < pair[1]), "{names:?}");
+    let link = entries.iter().find(|entry| entry["name"] == "filelink").expect("the link");
+    assert_eq!(link["kind"], "symlink");
+    assert!(link["target"].is_string(), "{link}");
+    let file = bench.ok(&json!({"op": "tree-stat", "stack": ["b0"], "path": "/opt/file", "list_entries": 9}));
+    assert_eq!(file["entries"], Value::Null);
 }
 
 const PACKED: &str = r#"

@@ -37,6 +37,11 @@ class CacheMounts:
             )
         return list(self._slots.values())
 
+    def serves(self, plan: Plan) -> bool:
+        """Whether every cache of another plan's steps is attached. They are then known by the same drives."""
+        steps = [step for stage in plan.stages for step in stage.steps]
+        return all(_slot(step, mount) in self._drives for step in steps for mount in list_caches(step))
+
     def set_drives(self, drives: Sequence[str]) -> None:
         """The guest's names of the disks, in the order of the wishes."""
         self._drives = dict(zip(self._slots, drives, strict=True))

@@ -9,13 +9,16 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
-from types import TracebackType
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType, TracebackType
 
 import msgspec
 
 from firebuild.build.cache import StepCache
 from firebuild.build.copy import Selection
+from firebuild.build.debug.debugger import Debugger, Stops
+from firebuild.build.debug.model import Attempt, PrepareAgain, Stop
+from firebuild.build.debug.shells import StepShells
 from firebuild.build.explain import compute_key, explain_step
 from firebuild.build.mounts import list_origins
 from firebuild.build.runner import StepRunner
@@ -33,8 +36,8 @@ from firebuild.build.steps import (
     RunAction,
     StageSource,
 )
-from firebuild.errors import FirebuildError, InternalError
-from firebuild.events.progress import Canceled, Reporter
+from firebuild.errors import FirebuildError, GuestError, InternalError
+from firebuild.events.progress import Canceled, Reporter, StepReport
 from firebuild.names import Digest, parse_reference
 from firebuild.store.images import Image, compute_chain_id
 
@@ -69,7 +72,8 @@ class Execution:
     def __init__(
         self, plan: Plan, cache: StepCache, session: BuildSession, runner: StepRunner, reporter: Reporter,
         selections: Mapping[str, Selection], mounts: MountSelections, *, platform: str,
-        fresh_stages: Collection[int] = (),
+        fresh_stages: Collection[int] = (), debugger: Debugger | None = None, prepare: PrepareAgain | None = None,
+        stops: Stops = MappingProxyType({}),
     ) -> None:  # fmt: skip
         """`fresh_stages`: their steps run, whatever is cached."""
         self._plan = plan
@@ -81,8 +85,15 @@ class Execution:
         self._mounts = mounts
         self._platform = platform
         self._fresh_stages = frozenset(fresh_stages)
+        self._debugger = debugger
+        self._prepare_again = prepare
+        self._lines = stops
         self._slots = {stage.index: _Slot() for stage in plan.stages}
-        self._inbox: queue.SimpleQueue[PlannedStage | BaseException | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[PlannedStage | Stop | BaseException | None] = queue.SimpleQueue()
+        self._stops: list[Stop] = []
+        # Closed while somebody looks into the build: no other step begins then.
+        self._gate = threading.Event()
+        self._gate.set()
         self._stopping = threading.Event()
         self._turns = threading.Semaphore(MAX_PARALLEL_STEPS)
         self._threads: list[threading.Thread] = []
@@ -103,13 +114,23 @@ class Execution:
 
     def stop(self) -> None:
         """Let every thread end at its next chance."""
-        self._stopping.set()
+        self.retire()
         self._session.cancel()
+
+    def retire(self) -> None:
+        """As `stop`, but the machine stays: steps that run end in their own time, and their results are kept."""
+        self._stopping.set()
+        self._gate.set()
         for slot in self._slots.values():
             slot.done.set()
+        with self._count:
+            stops = list(self._stops)
+        for stop in stops:
+            stop.decide(go_on=False)
 
     def run(self) -> StageResult:
-        """Run all stages; the target's result. Raises the first failure of any, and KeyboardInterrupt at once."""
+        """Run all stages; the target's result. Raises the first failure of any, KeyboardInterrupt at once, and Retry
+        where somebody who looked into the build wants a new round."""
         self._session.on_request(lambda: self._inbox.put(None))
         for stage in self._plan.stages:
             thread = threading.Thread(target=self._run_thread, args=(stage,), name=f"stage {stage.label}", daemon=True)
@@ -122,6 +143,8 @@ class Execution:
                 self._session.open()
             elif isinstance(message, BaseException):
                 raise message
+            elif isinstance(message, Stop):
+                self._talk(message)
             else:
                 left -= 1
         result = self._slots[self._plan.target.index].result
@@ -129,7 +152,18 @@ class Execution:
             raise InternalError("the target stage ended without a result")
         return result
 
-    def _next_message(self) -> PlannedStage | BaseException | None:
+    def _talk(self, stop: Stop) -> None:
+        if self._debugger is None or self._prepare_again is None:
+            raise InternalError("a stop in a build that nobody debugs")
+        shells = StepShells(self._session, self._runner.mounts, stop, ca_bundle=self._runner.ca_bundle)
+        self._debugger.talk(stop, self._lines, shells, self._prepare_again)
+        with self._count:
+            self._stops.remove(stop)
+            if not self._stops:
+                self._gate.set()
+        stop.decide(go_on=True)
+
+    def _next_message(self) -> PlannedStage | Stop | BaseException | None:
         while True:
             try:
                 # A signal that comes just before the wait does not end it: without a timeout Ctrl-C could be lost.
@@ -181,6 +215,7 @@ class Execution:
     def _run_step(
         self, stage: PlannedStage, step: PlannedStep, below: list[ResultLayer], *, on_base: bool, fresh: bool
     ) -> tuple[ResultLayer, int]:
+        self._gate.wait()
         selection = self._selections.get(step.id)
         source = self._find_source(step)
         mounted = self._find_mounted(step)
@@ -200,7 +235,9 @@ class Execution:
         with self._cache.hold_key(key), self._turns:
             if self._stopping.is_set():
                 raise Canceled
-            record = self._cache.find_step(key, fresh_only=fresh)
+            stops = self._debugger is not None and self._debugger.stops_before(step, self._lines)
+            # Who wants to look at a step wants to see it run.
+            record = None if stops else self._cache.find_step(key, fresh_only=fresh)
             self._count_step(cached=record is not None)
             if record is not None:
                 with self._reporter.step(step.title) as report:
@@ -209,21 +246,61 @@ class Execution:
                 self.outcomes.append(StepOutcome(step.text, record.layer.digest, True, 0))
                 return record.layer, record.created_at_ns
             self._prepare(step, below)
-            began = time.monotonic_ns()
-            with self._reporter.step(step.title) as report:
-                reason = None if fresh else self._cache.explain(key, explanation, {each.text for each in stage.steps})
+            if stops:
+                self._stop_at(Stop(step, below, mounted))
+
+            def make(report: StepReport, attempt: Attempt | None) -> ResultLayer:
+                among = {each.text for each in stage.steps}
+                reason = None if fresh or stops else self._cache.explain(key, explanation, among)
                 if reason:
                     report.note(f"rebuilt: {reason}")
+                return self._runner.run(
+                    step, report, below, selection=selection, source=source, mounted=mounted, attempt=attempt
+                )
+
+            began = time.monotonic_ns()
+            layer = self._make(step, below, mounted, make)
+            record = self._cache.save_step(key, explanation, layer)
+            self.outcomes.append(StepOutcome(step.text, layer.digest, False, time.monotonic_ns() - began))
+            return layer, record.created_at_ns
+
+    def _make(
+        self,
+        step: PlannedStep,
+        below: list[ResultLayer],
+        mounted: dict[int, list[ResultLayer]],
+        make: Callable[[StepReport, Attempt | None], ResultLayer],
+    ) -> ResultLayer:
+        """Make a step's layer; where it fails somebody may look at what is left."""
+        attempt = Attempt() if self._debugger is not None and self._debugger.stops_on_failure else None
+        try:
+            with self._reporter.step(step.title) as report:
                 try:
-                    layer = self._runner.run(step, report, below, selection=selection, source=source, mounted=mounted)
+                    return make(report, attempt)
                 except FirebuildError as error:
                     if self._stopping.is_set():
                         # The machine was killed under it: that is no fault of the step.
                         raise Canceled from error
                     raise
-                record = self._cache.save_step(key, explanation, layer)
-                self.outcomes.append(StepOutcome(step.text, layer.digest, False, time.monotonic_ns() - began))
-                return layer, record.created_at_ns
+        except FirebuildError as error:
+            if attempt is None or attempt.stack is None or _is_lost(error):
+                raise
+            try:
+                self._stop_at(Stop(step, below, mounted, attempt, error))
+            finally:
+                self._runner.discard(attempt)
+            raise InternalError("a step that failed was gone on with") from error
+
+    def _stop_at(self, stop: Stop) -> None:
+        """Wait until somebody has looked. Raises Canceled unless the stage is to go on."""
+        _ = self._session.guest  # the machine is open when the main thread takes the stop
+        with self._count:
+            if self._stopping.is_set():
+                raise Canceled
+            self._stops.append(stop)
+            self._gate.clear()
+        self._inbox.put(stop)
+        stop.wait()
 
     def _name_base(self, stage: PlannedStage) -> str:
         if isinstance(stage.base, int):
@@ -273,6 +350,11 @@ class Execution:
         found = [self._selections[step.id]] if step.id in self._selections else []
         found += [selection for (owner, _), selection in self._mounts.items() if owner == step.id]
         return {path: digest for selection in found for path, digest in selection.files.items()}
+
+
+def _is_lost(error: FirebuildError) -> bool:
+    """Whether the machine itself has failed, so that there is nothing to look at."""
+    return isinstance(error, GuestError) and error.guest_code in ("lost", "protocol")
 
 
 def _chain_id(layers: Sequence[ResultLayer]) -> str:

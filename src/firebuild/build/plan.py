@@ -27,6 +27,7 @@ from firebuild.build.steps import (
     PlannedStep,
     RunAction,
     StageSource,
+    Surroundings,
     WorkdirAction,
 )
 from firebuild.build.support import check_supported, is_lone_heredoc, parse_remotes
@@ -331,12 +332,16 @@ class _StagePlanner:
         if not workdir.path:
             raise DockerfileError("WORKDIR needs a path")
         path = join_path(config.working_dir or "/", workdir.path)
+        around = self.look_around()
         config.working_dir = path
         self.state.add_history(f"WORKDIR {path}", layer=path != "/")
         if path != "/":
-            self.add_step(workdir, WorkdirAction(path, config.user), display, on_build)
+            self.add_step(workdir, WorkdirAction(path, config.user), display, on_build, around)
 
-    def add_step(self, instruction: nodes.Instruction, action: Action, display: str, on_build: bool) -> None:
+    def add_step(
+        self, instruction: nodes.Instruction, action: Action, display: str, on_build: bool,
+        around: Surroundings | None = None,
+    ) -> None:  # fmt: skip
         values, run = self.scope.run_environment, isinstance(action, RunAction)
         declared = [name for name in self.scope.declared if name in values and (run or name in self.used)]
         step = PlannedStep(
@@ -348,8 +353,19 @@ class _StagePlanner:
             args={name: values[name] for name in declared},
             position=f"{self.options.name}#{self.node.stage.label}/{len(self.steps)}",
             variables={} if run else {name: values[name] for name in self.used - set(declared) if name in values},
+            around=around or self.look_around(),
         )
         self.steps.append(step)
+
+    def look_around(self) -> Surroundings:
+        config = self.state.config.config
+        return Surroundings(
+            env=tuple(sorted(f"{name}={value}" for name, value in self.scope.run_environment.items())),
+            user=config.user,
+            workdir=config.working_dir or "/",
+            network=self.options.network,
+            shell=self.state.shell,
+        )
 
     def title(self, text: str) -> str:
         self.number += 1

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from firebuild.build.copy import Selection, empty_tar, folder_tar, open_tar
+from firebuild.build.debug.model import Attempt
 from firebuild.build.filters import parse_parents_source, render_excludes
 from firebuild.build.output import OutputLog
 from firebuild.build.place import locate
@@ -17,7 +18,7 @@ from firebuild.build.steps import CopyAction, Plan, PlannedStep, ResultLayer, Ru
 from firebuild.dockerfile.ignore import parse_excludes
 from firebuild.dockerfile.stages import Dockerfile
 from firebuild.errors import BuildError, FirebuildError, GuestError, StepFailedError
-from firebuild.events.progress import StepReport
+from firebuild.events.progress import Canceled, StepReport
 from firebuild.events.text import neutralise
 from firebuild.guest.build import BuildGuest, CopyItem, RunSpec
 from firebuild.images.archive import open_layer_writer
@@ -55,9 +56,9 @@ class StepRunner:
         self._contexts = contexts
         self._clock = clock
         self._lent = lent
-        self._mounts = StepMounts(session, contexts, lent, mounts)
+        self.mounts = StepMounts(session, contexts, lent, mounts)
         self._epoch_s = epoch_s
-        self._ca_bundle = ca_bundle
+        self.ca_bundle = ca_bundle
 
     def check_lent(self, plan: Plan, step: PlannedStep) -> None:
         """Raises BuildError, with its place, if this step, which has to run, or one that follows from it requires what nobody
@@ -80,12 +81,13 @@ class StepRunner:
         selection: Selection | None,
         source: Sequence[ResultLayer] | None,
         mounted: Mapping[int, Sequence[ResultLayer]],
+        attempt: Attempt | None = None,
     ) -> ResultLayer:
         """The step's layer, stored. `selection`: what a COPY takes from the context; `source`: the stack it copies from;
         `mounted`: the stacks that a RUN's mounts read, by their numbers.
 
         Raises StepFailedError, BuildError and GuestError with their place, DiskFullError, Canceled. A layer that failed
-        is dropped.
+        is dropped; with `attempt` it stays there, for whoever looks at it and then calls `discard`.
         """
         log = OutputLog(report)
         try:
@@ -93,6 +95,8 @@ class StepRunner:
             linked = isinstance(step.action, CopyAction) and step.action.link
             stack = [] if linked else self._session.ensure_stack(below)
             name = self._session.new_layer()
+            if attempt is not None:
+                attempt.stack = stack
             try:
                 if isinstance(step.action, RunAction):
                     self._run(step, step.action, guest, name, stack, log, mounted)
@@ -100,15 +104,29 @@ class StepRunner:
                 else:
                     made = self._make(step.action, guest, name, stack, selection, source)
                 layer = self._capture(guest, name, step) if made else self._store_empty()
-            except FirebuildError:
-                with suppress(GuestError):
-                    guest.drop_layer(name)
+            except FirebuildError as error:
+                if attempt is not None and isinstance(error, StepFailedError):
+                    attempt.layer, attempt.stack = name, [name, *stack]
+                else:
+                    self._drop(guest, name)
                 raise
             if made:
                 self._session.adopt_layer(below, layer, name)
             return layer
         except FirebuildError as error:
             raise self._explain(step, error, log) from error
+
+    @staticmethod
+    def _drop(guest: BuildGuest, name: str) -> None:
+        with suppress(GuestError):
+            guest.drop_layer(name)
+
+    def discard(self, attempt: Attempt) -> None:
+        """Drop what a failed step has left; nothing of it where the machine has gone."""
+        if attempt.layer is not None:
+            with suppress(Canceled):
+                self._drop(self._session.guest, attempt.layer)
+            attempt.layer = None
 
     def _make(
         self,
@@ -147,14 +165,14 @@ class StepRunner:
         log: OutputLog,
         mounted: Mapping[int, Sequence[ResultLayer]],
     ) -> None:
-        with self._mounts.open(step, action, guest, mounted) as ready:
+        with self.mounts.open(step, action, guest, mounted) as ready:
             spec = RunSpec(
                 argv=list(action.argv),
                 env=[*action.env, *action.proxies],
                 user=action.user,
                 workdir=action.workdir,
                 network=action.network,
-                ca_bundle=self._ca_bundle,
+                ca_bundle=self.ca_bundle,
                 mounts=ready.mounts,
             )
             code = guest.run_layer(name, stack, spec, log.take, secrets=ready.secrets, started=ready.start)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from firebuild.build.debug.model import Debugging
 from firebuild.build.secrets import Lent
 from firebuild.build.sources.remote import RemoteSources
 from firebuild.build.sources.spec import ImageContext, Source
@@ -92,7 +93,8 @@ class BuildRequest:
     builds, to explain misses (`name` where empty); `make_disk`: whether the root disk is wanted too;
     `lent`: secrets and SSH agents for the mounts of RUNs; `no_cache_filter`: stages, by name or index, whose steps all
     run; `pre_commands`, `post_commands`: run by the shell before and after the target's own steps; `ca_bundle`: PEM text
-    that RUNs trust, in no image and no key.
+    that RUNs trust, in no image and no key; `debug`: who looks into the build, and when; `reread`: the same request with
+    the Dockerfile and the context as they are now, None where they cannot be read again.
     """
 
     dockerfile: bytes
@@ -117,6 +119,8 @@ class BuildRequest:
     pre_commands: Sequence[str] = ()
     post_commands: Sequence[str] = ()
     ca_bundle: str | None = None
+    debug: Debugging | None = None
+    reread: Callable[[], BuildRequest] | None = None
 
 
 @dataclass(frozen=True)

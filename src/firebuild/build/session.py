@@ -35,13 +35,17 @@ EMPTY_DIFF_ID = Digest("sha256:" + sha256_hex(empty_tar()))
 
 
 class BuildSession:
-    """See the module. `open` and `finish` belong to the main thread; all else may be called from any."""
+    """See the module. `open` and `finish` belong to the main thread; all else may be called from any. `all_caches`: the
+    caches of steps that are done are wanted too, for they may have to run again."""
 
-    def __init__(self, services: BuildServices, plan: Plan, reporter: Reporter, *, make_disk: bool) -> None:
+    def __init__(
+        self, services: BuildServices, plan: Plan, reporter: Reporter, *, make_disk: bool, all_caches: bool = False
+    ) -> None:
         self._services = services
         self._plan = plan
         self._reporter = reporter
         self._make_disk = make_disk
+        self._all_caches = all_caches
         self._resources = ExitStack()
         self._running = ExitStack()
         self._machine: OpenMachine | None = None
@@ -84,7 +88,7 @@ class BuildSession:
     def open(self) -> None:
         """Open the machine. Raises FirebuildError; nothing of it is left then."""
         with self._guard:
-            wishes = self.caches.plan_wishes(frozenset(self._done))
+            wishes = self.caches.plan_wishes(frozenset() if self._all_caches else frozenset(self._done))
         bases = self._ensure_base_disks(min(MAX_BASE_DISKS, MAX_DRIVES - 2 - len(wishes)))
         # Before the machine, and so left after it.
         caches = self._attach_caches(wishes)
@@ -119,6 +123,11 @@ class BuildSession:
                 renewed=lambda name: self._reporter.warn(f"the cache `{neutralise(name)}` was damaged: it begins anew"),
             )
             return self._running.enter_context(attached)
+
+    def serves(self, plan: Plan) -> bool:
+        """Whether this machine, which is open, has the disks that another plan needs. What else that one stands on is sent."""
+        same_root = not self._make_disk or _root_chain(plan) == _root_chain(self._plan)
+        return same_root and self.caches.serves(plan)
 
     def cancel(self) -> None:
         """Let nobody wait for the machine any longer."""
@@ -248,6 +257,10 @@ class BuildSession:
                     guest.apply_layer(name, below, stream)
                 entry.name = name
             return entry.name
+
+
+def _root_chain(plan: Plan) -> str | None:
+    return None if plan.root_image is None else plan.root_image.chain_id
 
 
 class _GuestLayer:

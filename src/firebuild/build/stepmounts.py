@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 import msgspec
 
 from firebuild.build.agents import AgentLoan
-from firebuild.build.copy import Selection, open_tar
+from firebuild.build.copy import InlineContent, Selection, open_tar
 from firebuild.build.digest import FieldHash, sha256_hex
 from firebuild.build.mounts import list_origins
 from firebuild.build.place import located
@@ -87,11 +87,18 @@ class StepMounts:
 
     @contextmanager
     def open(
-        self, step: PlannedStep, action: RunAction, guest: BuildGuest, sources: Mapping[int, Sequence[ResultLayer]]
+        self,
+        step: PlannedStep,
+        action: RunAction,
+        guest: BuildGuest,
+        sources: Mapping[int, Sequence[ResultLayer]],
+        *,
+        keep: bool = True,
     ) -> Iterator[ReadyMounts]:
         """The mounts of a step, for the block. `sources`: the stacks that mounts read, by their numbers.
 
-        Raises what sending to the guest and reading secrets raise. A step waits here for caches that others have alone.
+        Raises what sending to the guest and reading secrets raise. A step waits here for caches that others have alone;
+        who only looks (`keep` False) does not, and leaves nothing in them.
         """
         ready = ReadyMounts()
         with ExitStack() as held:
@@ -101,14 +108,15 @@ class StepMounts:
                 elif isinstance(mount, TmpfsMount):
                     ready.mounts.append(wire.TmpfsMount(mount.target, mount.size_bytes, mount.read_only))
                 elif isinstance(mount, CacheMount):
-                    ready.mounts.append(self._cache(step, number, mount, guest, sources))
+                    ready.mounts.append(self._cache(step, number, mount, guest, sources, keep))
                 elif isinstance(mount, SecretMount):
                     self._add_secret(mount, ready)
                 else:
                     self._add_agent(mount, guest, ready, held)
             if action.script is not None:
                 ready.mounts.append(self._script(action, guest))
-            held.enter_context(self._session.caches.hold(step))
+            if keep:
+                held.enter_context(self._session.caches.hold(step))
             yield ready
 
     def _bind(
@@ -131,6 +139,7 @@ class StepMounts:
         mount: CacheMount,
         guest: BuildGuest,
         sources: Mapping[int, Sequence[ResultLayer]],
+        keep: bool,
     ) -> wire.CacheMount:
         seed = None
         if mount.origin is not None:
@@ -142,7 +151,7 @@ class StepMounts:
             content.add("source", mount.source)
             seed = wire.CacheSeed(content.hexdigest(), stack, source)
         drive = self._session.caches.get_drive(step, mount)
-        return wire.CacheMount(mount.target, drive, mount.read_only, mount.mode, mount.uid, mount.gid, seed)
+        return wire.CacheMount(mount.target, drive, mount.read_only, mount.mode, mount.uid, mount.gid, seed, keep)
 
     def _open(
         self,
@@ -166,8 +175,11 @@ class StepMounts:
         return [self._session.ensure_files(f"context {selection.digest}", send)], _SENT
 
     def _script(self, action: RunAction, guest: BuildGuest) -> wire.BindMount:
-        script = action.script
-        assert script is not None, "asked for only where there is one"
+        assert action.script is not None, "asked for only where there is one"
+        return self.mount_script(action.script, SCRIPT_FOLDER, guest)
+
+    def mount_script(self, script: InlineContent, folder: str, guest: BuildGuest) -> wire.BindMount:
+        """A folder with one file of firebuild's in it, which every user can read and run."""
         item = CopyItem(script.name, "file")
         selection = Selection(items=(item,), entries=(), inline=(script,), digest="", files={}, unmatched=())
 
@@ -178,7 +190,7 @@ class StepMounts:
             )
 
         key = f"script {sha256_hex(script.data)} {script.name}"
-        return wire.BindMount(SCRIPT_FOLDER, [self._session.ensure_files(key, send)], _SENT)
+        return wire.BindMount(folder, [self._session.ensure_files(key, send)], _SENT)
 
     def _add_secret(self, mount: SecretMount, ready: ReadyMounts) -> None:
         source = self._lent.secrets.get(mount.id)

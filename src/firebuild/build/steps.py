@@ -150,12 +150,23 @@ class WorkdirAction(msgspec.Struct, frozen=True, tag="workdir"):
 Action = RunAction | CopyAction | WorkdirAction
 
 
+class Surroundings(msgspec.Struct, frozen=True):
+    """What a RUN at this place of its stage would have: for whoever looks around there. `env`: as `K=V`, sorted; `shell`:
+    what runs shell forms."""
+
+    env: tuple[str, ...] = ()
+    user: str = ""
+    workdir: str = "/"
+    network: str = "default"
+    shell: tuple[str, ...] = ()
+
+
 class PlannedStep(msgspec.Struct, frozen=True):
     """One layer to make. `id`: unique in its plan; `title`: for progress, `[builder 2/5] RUN make`; `text`: the
     instruction as written, as one line.
 
     `args`: the build arguments in force, for other steps than RUN those that they name; `variables`: the ENV that such a
-    step names; `position`: names the step across builds of the same Dockerfile.
+    step names; `position`: names the step across builds of the same Dockerfile; `around`: decides nothing of the result.
     """
 
     id: str
@@ -166,6 +177,7 @@ class PlannedStep(msgspec.Struct, frozen=True):
     args: dict[str, str]
     position: str
     variables: dict[str, str] = {}
+    around: Surroundings = Surroundings()
 
 
 class PlannedStage(msgspec.Struct, frozen=True):

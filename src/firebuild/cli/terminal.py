@@ -10,7 +10,7 @@ import termios
 import threading
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from firebuild.errors import GuestError, UsageError
@@ -40,10 +40,13 @@ def raw_terminal() -> Iterator[None]:
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     try:
-        tty.setraw(descriptor)
+        # What was typed ahead is the program's.
+        tty.setraw(descriptor, termios.TCSADRAIN)
         yield
     finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        # A terminal that has gone needs it no more.
+        with suppress(termios.error):
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
 @contextmanager
@@ -71,7 +74,10 @@ def forward_input(session: ExecSession) -> Iterator[None]:
             ready, _, _ = select.select([source, wake_read], [], [])
             if wake_read in ready:
                 return
-            data = os.read(source, _CHUNK)
+            try:
+                data = os.read(source, _CHUNK)
+            except OSError:
+                data = b""  # the terminal has gone
             try:
                 session.send_input(data)
             except GuestError:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import BinaryIO
 
 import msgspec
 
 from firebuild.build.build import build_image
+from firebuild.build.debug.model import Debugging
 from firebuild.build.secrets import Lent
 from firebuild.build.services import BuildRequest, BuildResult, BuildServices
 from firebuild.build.sources.gitrun import caller_ssh_access
-from firebuild.build.sources.inputs import InputOpener
+from firebuild.build.sources.inputs import InputOpener, can_reopen
 from firebuild.build.sources.remote import RemoteSources
 from firebuild.build.sources.scratch import Scratch
 from firebuild.build.sources.spec import parse_context, parse_dockerfile_source, parse_named_context
@@ -60,17 +62,22 @@ class RootfsRequest(msgspec.Struct, frozen=True):
 
 
 def build_rootfs(
-    engine: Engine, request: RootfsRequest, progress: ProgressSink | None = None, *, stdin: BinaryIO | None = None
+    engine: Engine,
+    request: RootfsRequest,
+    progress: ProgressSink | None = None,
+    *,
+    stdin: BinaryIO | None = None,
+    debug: Debugging | None = None,
 ) -> BuildResult:
-    """Build a Dockerfile. `stdin`: what `-` means. Raises UsageError, ContextError, DockerfileError, BuildError and what
-    machines raise."""
+    """Build a Dockerfile. `stdin`: what `-` means; `debug`: who looks into the build. Raises UsageError,
+    ContextError, DockerfileError, BuildError and what machines raise."""
     request.lent.check()
     require_room(engine, 0, "a build")
     with engine.use_store():
         engine.repair()
         reporter = Reporter(progress or NullSink())
         with open_build_request(engine, request, reporter, stdin=stdin) as wanted:
-            result = _build(engine, request, wanted, reporter)
+            result = _build(engine, request, replace(wanted, debug=debug), reporter)
             FactStore(engine.database).save(result.image.manifest_digest, _plan_facts(engine, request, wanted, result))
             sync_views(engine, [f"{tag.name}:{tag.tag}" for tag in request.tags if tag.tag is not None])
         return result
@@ -140,7 +147,12 @@ def open_build_request(
         own = resources.enter_context(RemoteSources(scratch, ssh))
         opener = InputOpener(resources, scratch, own, reporter, stdin=stdin)
         inputs = opener.open(dockerfile, context)
-        yield BuildRequest(
+
+        def reread() -> BuildRequest:
+            again = opener.open(dockerfile, context)
+            return replace(wanted, dockerfile=again.dockerfile, context=again.tree)
+
+        wanted = BuildRequest(
             dockerfile=inputs.dockerfile,
             name=inputs.name,
             context=inputs.tree,
@@ -160,4 +172,6 @@ def open_build_request(
             pre_commands=request.pre_commands,
             post_commands=request.post_commands,
             ca_bundle=load_ca_bundle() if trust else None,
+            reread=reread if can_reopen(dockerfile, context) else None,
         )
+        yield wanted

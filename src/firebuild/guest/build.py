@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from firebuild.guest.control import LayerCounts, ask, get_counts, send_data, take_data
-from firebuild.guest.exec import Output, wait_exit
+from firebuild.guest.exec import ExecSession, Output
 from firebuild.guest.frames import FrameType, violation
 from firebuild.guest.mounts import Mount
 from firebuild.guest.stream import GuestStream, open_stream
@@ -28,7 +28,8 @@ class CopyItem(msgspec.Struct, frozen=True):
 
 
 class RunSpec(msgspec.Struct, frozen=True):
-    """One command of a build. `env`: the whole environment as `K=V`. `network`: "default" or "none"."""
+    """One command of a build. `env`: the whole environment as `K=V`. `network`: "default" or "none"; `rows`, `cols`: of the
+    terminal that it has with `tty`."""
 
     argv: list[str]
     env: list[str]
@@ -39,10 +40,26 @@ class RunSpec(msgspec.Struct, frozen=True):
     tty: bool = False
     ca_bundle: str | None = None
     mounts: list[Mount] = []
+    stdin: bool = False
+    rows: int = 24
+    cols: int = 80
+
+
+class FolderEntry(msgspec.Struct, frozen=True):
+    """One name in a folder. `kind`: file, directory, symlink or other; `target`: a link's, its beginning."""
+
+    name: str
+    kind: str
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    size: int = 0
+    target: str | None = None
 
 
 class TreeEntry(msgspec.Struct, frozen=True):
-    """What stands at a path of a stack. `kind`: file, directory, symlink, other or missing; `content`: only if asked for."""
+    """What stands at a path of a stack. `kind`: file, directory, symlink, other or missing; `content`, `entries`: only if
+    asked for."""
 
     kind: str
     mode: int = 0
@@ -50,6 +67,7 @@ class TreeEntry(msgspec.Struct, frozen=True):
     gid: int = 0
     size: int = 0
     content_base64: str | None = None
+    entries: list[FolderEntry] | None = None
 
     @property
     def content(self) -> bytes | None:
@@ -97,13 +115,30 @@ class BuildGuest:
 
         `secrets`: the contents of the secret mounts, in their order; `started`: called when the mounts are there.
         """
+        with self.open_run(layer, stack, spec, secrets=secrets, started=started) as session:
+            return session.wait(output)
+
+    @contextmanager
+    def open_run(
+        self,
+        layer: str,
+        stack: Sequence[str],
+        spec: RunSpec,
+        *,
+        secrets: Sequence[bytes] = (),
+        started: Callable[[], None] = lambda: None,
+    ) -> Iterator[ExecSession]:
+        """As `run_layer`, for whoever has its input and its terminal in hand. Leaving the block before it has ended kills it
+        and drops the layer."""
         request = {"op": "layer-run", "layer": layer, "stack": list(stack), **msgspec.to_builtins(spec)}
         with open_stream(self._vsock, request) as stream:
             for secret in secrets:
                 send_data(stream, [secret])
-            stream.expect(FrameType.REPLY)
+            pid = stream.expect(FrameType.REPLY).json().get("pid")
+            if not isinstance(pid, int):
+                raise violation("no pid of a step")
             started()
-            return wait_exit(stream, output)
+            yield ExecSession(stream, pid)
 
     @contextmanager
     def accept_agent(self, socket: str) -> Iterator[GuestStream]:
@@ -188,9 +223,13 @@ class BuildGuest:
         """Hand the merged tree of `stack` as a tar to `write`."""
         return self._take({"op": "tree-export", "stack": list(stack)}, write)
 
-    def stat(self, stack: Sequence[str], path: str, read_bytes: int = 0) -> TreeEntry:
-        """What stands at `path` in `stack`, links followed inside it, with up to `read_bytes` of its content."""
-        request = {"op": "tree-stat", "stack": list(stack), "path": path, "read_bytes": read_bytes}
+    def stat(self, stack: Sequence[str], path: str, read_bytes: int = 0, list_entries: int = 0) -> TreeEntry:
+        """What stands at `path` in `stack`, links followed inside it, with up to `read_bytes` of its content, or the first
+        `list_entries` of its names."""
+        request = {
+            "op": "tree-stat", "stack": list(stack), "path": path, "read_bytes": read_bytes,
+            "list_entries": list_entries,
+        }  # fmt: skip
         try:
             return msgspec.convert(ask(self._vsock, request), TreeEntry)
         except msgspec.ValidationError as error:

@@ -32,6 +32,13 @@ class ExecSpec(msgspec.Struct, frozen=True):
     cols: int = 80
 
 
+class ProcessEnd(msgspec.Struct, frozen=True):
+    """How a program ended. `signal`: what ended it (`code` is then 128 + its number), or None."""
+
+    code: int
+    signal: int | None = None
+
+
 class ExecSession:
     """A running program in the guest."""
 
@@ -55,9 +62,18 @@ class ExecSession:
         """Hand on its output until it ends; returns its exit code (128 + the signal that ended it)."""
         return wait_exit(self.stream, output, deadline)
 
+    def wait_end(self, output: Output, deadline: Deadline | None = None) -> ProcessEnd:
+        """As `wait`, with the signal."""
+        return wait_end(self.stream, output, deadline)
+
 
 def wait_exit(stream: GuestStream, output: Output, deadline: Deadline | None = None) -> int:
     """Read STDOUT and STDERR into `output` ("stdout" or "stderr", bytes) until EXIT; returns the exit code. Raises GuestError."""
+    return wait_end(stream, output, deadline).code
+
+
+def wait_end(stream: GuestStream, output: Output, deadline: Deadline | None = None) -> ProcessEnd:
+    """As `wait_exit`, with the signal."""
     while True:
         frame = stream.get_frame(deadline)
         if frame.type is FrameType.STDOUT:
@@ -65,10 +81,13 @@ def wait_exit(stream: GuestStream, output: Output, deadline: Deadline | None = N
         elif frame.type is FrameType.STDERR:
             output("stderr", frame.payload)
         elif frame.type is FrameType.EXIT:
-            code = frame.json().get("code")
+            end = frame.json()
+            code, number = end.get("code"), end.get("signal")
             if not isinstance(code, int) or isinstance(code, bool) or not 0 <= code <= 255:
                 raise violation(f"the exit code {code!r}")
-            return code
+            if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
+                raise violation(f"the signal {number!r}")
+            return ProcessEnd(code, number)
         else:
             raise violation(f"{frame.type.name} from a running program")
 

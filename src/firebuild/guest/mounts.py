@@ -31,7 +31,7 @@ class CacheSeed(msgspec.Struct, frozen=True):
 
 
 class CacheMount(msgspec.Struct, frozen=True, tag_field="type", tag="cache"):
-    """The cache on the disk `drive`."""
+    """The cache on the disk `drive`. Without `keep` what is written to it is lost with the step."""
 
     target: str
     drive: str
@@ -40,6 +40,7 @@ class CacheMount(msgspec.Struct, frozen=True, tag_field="type", tag="cache"):
     uid: int = 0
     gid: int = 0
     seed: CacheSeed | None = None
+    keep: bool = True
 
 
 class SecretMount(msgspec.Struct, frozen=True, tag_field="type", tag="secret"):

@@ -60,6 +60,16 @@ def read_tar(data: bytes) -> Tree:
     return tree
 
 
+@dataclass
+class FakeShell:
+    """A program on a terminal: what was asked for, what it sees, and what it writes into its own layer."""
+
+    spec: RunSpec
+    files: Tree
+    secrets: list[bytes]
+    written: Tree = field(default_factory=dict)
+
+
 class FakeGuest:
     """Layers are trees. A RUN looks its shell text up in `commands`; others write a file that tells what ran."""
 
@@ -127,6 +137,24 @@ class FakeGuest:
         self._check()
         return code
 
+    @contextmanager
+    def open_run(
+        self,
+        layer: str,
+        stack: Sequence[str],
+        spec: RunSpec,
+        *,
+        secrets: Sequence[bytes] = (),
+        started: Callable[[], None] = lambda: None,
+    ) -> Iterator[Any]:
+        """A program that somebody holds: what it is told and what it sees. The layer stays if the block ends well."""
+        self._check()
+        started()
+        shell = FakeShell(spec, self.merged(stack), list(secrets))
+        yield shell
+        self._check()
+        self.layers[layer] = shell.written
+
     def copy_into_layer(
         self, layer: str, stack: Sequence[str], items: Sequence[CopyItem], chunks: Iterable[bytes], **options: Any
     ) -> LayerCounts:
@@ -182,12 +210,12 @@ class FakeGuest:
         self.disks[drive].update(self.merged(stack))
         return LayerCounts(0, 0)
 
-    def stat(self, stack: Sequence[str], path: str, read_bytes: int = 0) -> TreeEntry:
+    def stat(self, stack: Sequence[str], path: str, read_bytes: int = 0, list_entries: int = 0) -> TreeEntry:
         self._check()
         tree = self.merged(stack)
         wanted = path.strip("/")
         if wanted in tree:
-            return TreeEntry("directory" if tree[wanted] is None else "file")
+            return TreeEntry("directory" if tree[wanted] is None else "file", mode=0o755)
         return TreeEntry("directory" if any(each.startswith(wanted + "/") for each in tree) else "missing")
 
 

@@ -249,6 +249,11 @@ class InputOpener:
             return file
 
 
+def can_reopen(dockerfile: Source | None, context: Source | None) -> bool:
+    """Whether opening both again gives what their owner has made of them since: they are paths of this host."""
+    return all(source is None or isinstance(source, LocalSource) for source in (dockerfile, context))
+
+
 def read_from_tree(tree: ContextTree, path: str) -> bytes:
     """A Dockerfile in a tree; links are followed inside it only. Raises ContextError."""
     entry = tree.find_resolved(path)

@@ -67,6 +67,13 @@ _FILE = click.Path(path_type=Path)
     "--format", "format_name", default="text", show_default=True,
     help="How the result, or the report of --check, is shown: text, json, or for a result a template, {{.Id}}.",
 )  # fmt: skip
+@click.option(
+    "--on-failure", default="error", metavar="error|shell", help="`shell` opens a shell in the step that fails."
+)
+@click.option(
+    "--debug-at", "debug_lines", multiple=True, type=click.IntRange(1), metavar="LINE",
+    help="Open a shell before the step of this line of the Dockerfile.",
+)  # fmt: skip
 @retired_options(BUILD_OPTIONS)
 def rootfs(**options: Any) -> None:
     """Build a root file system from a Dockerfile. Its steps run inside a build microVM.
@@ -74,6 +81,7 @@ def rootfs(**options: Any) -> None:
     CONTEXT is what COPY and ADD take from: a folder, an archive, a URL of an archive or of a git repository, or `-` for
     an archive on standard input; without it, the Dockerfile's own folder.
     """
+    from firebuild.cli.debugging import check_debugging, make_debugging
     from firebuild.engine.builds import build_rootfs
     from firebuild.engine.report import RESULT_KEYS, describe_build, make_build_metadata
 
@@ -93,9 +101,11 @@ def rootfs(**options: Any) -> None:
     for path in files:
         if not path.absolute().parent.is_dir() or path.is_dir():
             raise UsageError(f"`{path}` cannot be written", hint="name a file in a folder that exists")
+    debugs = check_debugging(options["on_failure"], options["debug_lines"])
     mode = "quiet" if options["quiet"] else options["progress"]
     with Engine() as engine, open_renderer(mode, sys.stderr) as sink:
-        result = build_rootfs(engine, request, sink, stdin=sys.stdin.buffer)
+        debug = make_debugging(options["on_failure"], options["debug_lines"], sink) if debugs else None
+        result = build_rootfs(engine, request, sink, stdin=sys.stdin.buffer, debug=debug)
     if options["iidfile"] is not None:
         options["iidfile"].write_text(result.image.id)
     if options["metadata_file"] is not None:

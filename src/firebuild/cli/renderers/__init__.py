@@ -5,10 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Protocol, TextIO, runtime_checkable
 
 from firebuild.errors import UsageError
 from firebuild.events.progress import NullSink, ProgressSink
+
+
+@runtime_checkable
+class Pausable(Protocol):
+    """A renderer whose terminal somebody else may have for a while. What happens meanwhile is shown afterwards."""
+
+    def pause(self) -> None:
+        """Write nothing from now on."""
+
+    def resume(self) -> None:
+        """Go on."""
+
 
 MODES = ("auto", "plain", "tty", "rawjson", "quiet", "none")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TextIO
 
+from firebuild.cli.renderers.held import HeldText
 from firebuild.events.model import (
     Event,
     MachineChanged,
@@ -42,17 +43,34 @@ class PlainRenderer:
         self._lock = threading.Lock()
         self._steps: dict[int, _Step] = {}
         self._current: int | None = None
+        self._held: HeldText | None = None
 
     def emit(self, event: Event) -> None:
         """Write the event's lines."""
         with self._lock:
             text = self._render(event)
-            if text:
+            if self._held is not None:
+                self._held.add(text)
+            elif text:
                 self._stream.write(text)
                 self._stream.flush()
 
+    def pause(self) -> None:
+        """Keep lines back, up to a limit, until `resume`."""
+        with self._lock:
+            if self._held is None:
+                self._held = HeldText()
+
+    def resume(self) -> None:
+        """Write what was kept back, and go on."""
+        with self._lock:
+            held, self._held = self._held, None
+            self._stream.write(held.take() if held is not None else "")
+            self._stream.flush()
+
     def close(self) -> None:
         """Write what unfinished steps still hold."""
+        self.resume()
         with self._lock:
             for number in list(self._steps):
                 self._stream.write(self._flush(number))

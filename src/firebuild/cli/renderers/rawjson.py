@@ -17,10 +17,27 @@ class RawJsonRenderer:
         self._stream = stream
         self._lock = threading.Lock()
         self._encoder = msgspec.json.Encoder()
+        self._held: list[str] | None = None
 
     def emit(self, event: Event) -> None:
         """Write the event."""
         line = self._encoder.encode(event).decode() + "\n"
         with self._lock:
+            if self._held is not None:
+                self._held.append(line)
+                return
             self._stream.write(line)
+            self._stream.flush()
+
+    def pause(self) -> None:
+        """Keep events back until `resume`: a program wants all of them."""
+        with self._lock:
+            if self._held is None:
+                self._held = []
+
+    def resume(self) -> None:
+        """Write what was kept back, and go on."""
+        with self._lock:
+            held, self._held = self._held or [], None
+            self._stream.write("".join(held))
             self._stream.flush()

@@ -53,6 +53,7 @@ class TtyRenderer:
         self._warnings: list[str] = []
         self._height = 0
         self._drawn_at = 0.0
+        self._paused = False
         self._started_ns = time.time_ns()
         self._stopping = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
@@ -78,6 +79,19 @@ class TtyRenderer:
             self._take(event)
             if time.monotonic() - self._drawn_at >= _REDRAW_S:
                 self._draw(time.time_ns())
+
+    def pause(self) -> None:
+        """Leave the view on the screen as it is, and draw no more until `resume`."""
+        with self._lock:
+            if not self._paused:
+                self._draw(time.time_ns(), final=True)
+                self._paused = True
+
+    def resume(self) -> None:
+        """Draw the view anew, below what is on the screen by now."""
+        with self._lock:
+            self._paused = False
+            self._height = 0
 
     def _tick(self) -> None:
         while not self._stopping.wait(_REDRAW_S):
@@ -111,6 +125,8 @@ class TtyRenderer:
             step.state = "canceled" if isinstance(event, StepCanceled) else "done"
 
     def _draw(self, now_ns: int, *, final: bool = False) -> None:
+        if self._paused:
+            return
         width, height = shutil.get_terminal_size()
         lines = self._view(now_ns, width)
         if not final and len(lines) > height - 1:
