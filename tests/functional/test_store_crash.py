@@ -151,6 +151,45 @@ def test_sixteen_writers_of_one_tag_lose_nothing(tmp_path: Path) -> None:
     assert check_store(BlobStore(root)).clean
 
 
+# Forked from one interpreter, so that all of them write at the same time.
+CROWD = """
+import os, sys
+from pathlib import Path
+from firebuild.names import parse_reference
+from firebuild.store.blobs import BlobStore
+from firebuild.store.images import ImageConfig, ImageStore, RootFs
+blobs = BlobStore(Path(sys.argv[1]))
+read, write = os.pipe()
+children = []
+for number in range(64):
+    pid = os.fork()
+    if pid == 0:
+        os.close(write)
+        os.read(read, 1)
+        layer = blobs.put(f"layer {number}".encode(), "application/vnd.oci.image.layer.v1.tar")
+        config = ImageConfig("amd64", "linux", author=str(number), rootfs=RootFs(diff_ids=[layer.digest]))
+        references = [parse_reference("app:1"), parse_reference(f"app:w{number}")]
+        ImageStore(blobs).commit_image(config, [layer], references)
+        os._exit(0)
+    children.append(pid)
+os.close(write)
+sys.exit(any(os.waitpid(pid, 0)[1] for pid in children))
+"""
+
+
+def test_sixty_four_writers_of_one_tag_at_once(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    BlobStore(root).ensure()
+    subprocess.run([sys.executable, "-c", CROWD, root], check=True, timeout=300)
+    images = ImageStore(BlobStore(root))
+    names = images.list_references()
+    assert set(names) == {f"docker.io/library/app:{tag}" for tag in ["1", *(f"w{number}" for number in range(64))]}
+    winner = images.get_image(parse_reference("app:1"))
+    assert names[f"docker.io/library/app:w{winner.config.author}"] == winner.manifest_digest, "one writer's, whole"
+    assert len({image.config.author for image in images.list_images()}) == 64
+    assert check_store(BlobStore(root)).clean and os.listdir(root / "ingest") == []
+
+
 def test_readers_beside_a_writer_always_see_a_whole_image(tmp_path: Path) -> None:
     root = tmp_path / "store"
     run_worker(root, work="commit", tag="old")

@@ -18,7 +18,7 @@ from firebuild.engine.core import Engine
 from firebuild.engine.image_changes import apply_changes, parse_changes
 from firebuild.engine.layers import measure_layers, note_layer_sizes
 from firebuild.engine.space import require_room, spare_room
-from firebuild.errors import BusyError, ImageError, NotFoundError, UsageError
+from firebuild.errors import BusyError, ImageError, NotFoundError, StoreError, UsageError
 from firebuild.images.archive import import_layer
 from firebuild.images.archives import load_archive, spool
 from firebuild.images.skopeo import Access
@@ -195,7 +195,13 @@ def remove_image(engine: Engine, text: str, *, force: bool = False) -> list[str]
 
 
 def _remove_image(engine: Engine, text: str, force: bool) -> list[str]:
-    image = engine.images.get_named(text)
+    try:
+        image = engine.images.get_named(text)
+    except StoreError:
+        # A damaged image must be removable by its name: until then nothing can be collected.
+        reference = parse_reference(text)
+        engine.images.untag(reference)
+        return [reference.full]
     names = _names_meant(engine, text, image)
     all_names = [name for name, digest in engine.images.list_references().items() if digest == image.manifest_digest]
     if len(names) > 1 and not force:

@@ -34,6 +34,7 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 _STAGE = ".stage-"
 _BLOCK = 4096
 _SIZE_MIN = 1 << 20
+_VERSION = 1
 # All features are named, so that neither the host's mke2fs.conf nor its e2fsprogs version changes the result.
 _FEATURES = (
     "none,ext_attr,dir_index,filetype,extent,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,64bit,"
@@ -60,7 +61,7 @@ class _Record(msgspec.Struct, omit_defaults=True):
     chain_id: str
     parameters: dict[str, str] = {}
     digest: Digest | None = None
-    version: int = 1
+    version: int = _VERSION
 
 
 class DiskMetadata(msgspec.Struct, forbid_unknown_fields=True):
@@ -118,6 +119,8 @@ class DiskStore:
             return None
         except (OSError, msgspec.MsgspecError) as error:
             raise _damaged(folder, f"its metadata cannot be read: {error}") from error
+        if record.version != _VERSION:
+            raise _damaged(folder, f"its metadata has version {record.version}; this firebuild knows {_VERSION}")
         path = folder / "disk.ext4"
         try:
             size = path.stat().st_size
