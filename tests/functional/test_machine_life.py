@@ -208,6 +208,54 @@ def test_a_lost_supervisor_is_seen_and_purged(fake: Fake) -> None:
     assert fake.cli.ok("purge") == "lost\n"
 
 
+def test_stopping_a_lost_machine_settles_it(fake: Fake) -> None:
+    fake.run("-d", "--name", "lost")
+    os.kill(_recorded(fake.cli)["supervisor"]["pid"], signal.SIGKILL)
+    _await_state(fake, "lost", "lost")
+    fake.cli.ok("stop", "lost")
+    shown = fake.cli.json("inspect", "lost")["State"]
+    assert (shown["Status"], shown["ExitCode"]) == ("stopped", 137)
+    assert "lost" in shown["Reason"]
+
+
+@pytest.mark.parametrize("ends_first", [True, False], ids=["machine ends later", "machine is running"])
+def test_rm_holds_when_the_foreground_command_is_killed(fake: Fake, ends_first: bool) -> None:
+    script = Script(output="x" * 100 + "\n", exit_after_s=2.0) if ends_first else Script(output="x" * 100 + "\n")
+    environment = {**fake.cli.environment(), **fake.environment(script)}
+    argv = [*fake.cli._argv(["run", "--rm", "--name", "fg", "--from", IMAGE, "--network", "none"])]
+    process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.read(100)
+    process.kill()
+    process.communicate(timeout=120)
+    if not ends_first:
+        assert fake.state("fg") == "running", "a machine does not end with the command that shows it"
+        fake.cli.ok("kill", "fg")
+    deadline = time.monotonic() + 60
+    while fake.cli.ok("ls", "-a", "-q") and time.monotonic() < deadline:
+        pass
+    assert fake.cli.ok("ls", "-a", "-q") == ""
+    assert not list((fake.cli.state / "machines").iterdir())
+
+
+def test_a_guest_that_crashes_says_why(fake: Fake) -> None:
+    console = (
+        "[    1.0] Out of memory: Killed process 70 (hog) total-vm\n[    2.0] Kernel panic - not syncing: no init\n"
+    )
+    fake.run("-d", "--name", "crash", script=Script(console=console))
+    os.kill(_recorded(fake.cli)["vmm"]["pid"], signal.SIGKILL)
+    _await_state(fake, "crash", "failed")
+    reason = fake.cli.json("inspect", "crash")["State"]["Reason"]
+    assert reason == "kernel panic: no init (out of memory: hog was killed)"
+
+
+def _await_state(fake: Fake, name: str, state: str) -> None:
+    deadline = time.monotonic() + 60
+    while fake.state(name) != state and time.monotonic() < deadline:
+        pass
+    assert fake.state(name) == state
+
+
 def _recorded(cli: Cli) -> Any:
     with sqlite3.connect(cli.state / "firebuild.db") as database:
         (record,) = database.execute("SELECT record FROM machines").fetchone()

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use firebuild_protocol::{ErrorCode, TaskError};
+
 use crate::apply::{Totals, OPAQUE_MARK, WHITEOUT};
 use crate::tar_write::{Header, TarWriter};
 use crate::tree::{self, Info, Kind, Xattrs};
@@ -18,14 +20,19 @@ pub struct Archiver<'a, W: Write> {
     lower: Option<BorrowedFd<'a>>,
     is_layer: bool,
     totals: Totals,
+    /// How many bytes its files may have together.
+    most_bytes: u64,
+    /// Why the tree cannot be written, where it is not the kernel that says so.
+    refusal: Option<TaskError>,
     /// The first name of each file that has several.
     linked: HashMap<(u64, u64), Vec<u8>>,
 }
 
 impl<'a, W: Write> Archiver<'a, W> {
-    /// For a layer's own directory, with whiteouts.
-    pub fn for_layer(output: W, lower: Option<BorrowedFd<'a>>) -> Self {
-        Self::new(output, lower, true)
+    /// For a layer's own directory, with whiteouts. Its files may have `most_bytes` together: an archive holds the holes
+    /// of a file too, so that one that takes no room on the disk could be written for days.
+    pub fn for_layer(output: W, lower: Option<BorrowedFd<'a>>, most_bytes: u64) -> Self {
+        Self { most_bytes, ..Self::new(output, lower, true) }
     }
 
     /// For a tree as it is.
@@ -34,11 +41,29 @@ impl<'a, W: Write> Archiver<'a, W> {
     }
 
     fn new(output: W, lower: Option<BorrowedFd<'a>>, is_layer: bool) -> Self {
-        Self { output: TarWriter::new(output), lower, is_layer, totals: Totals::default(), linked: HashMap::new() }
+        Self {
+            output: TarWriter::new(output),
+            lower,
+            is_layer,
+            totals: Totals::default(),
+            most_bytes: u64::MAX,
+            refusal: None,
+            linked: HashMap::new(),
+        }
     }
 
     pub fn get_mut(&mut self) -> &mut W {
         self.output.get_mut()
+    }
+
+    /// What an error of [`Archiver::write`] was, if the tree was refused.
+    pub fn take_refusal(&mut self) -> Option<TaskError> {
+        self.refusal.take()
+    }
+
+    fn refuse<T>(&mut self, code: ErrorCode, message: String) -> io::Result<T> {
+        self.refusal = Some(TaskError::new(code, message));
+        Err(io::ErrorKind::InvalidData.into())
     }
 
     /// Writes all below `root` (not the root itself) and the end of the archive.
@@ -75,6 +100,11 @@ impl<'a, W: Write> Archiver<'a, W> {
         entries.sort_unstable_by(|one, other| one.0.cmp(&other.0));
         for (shown, name, info, is_mark) in entries {
             let path = [prefix, &shown].concat();
+            if self.is_layer && !is_mark && name.starts_with(WHITEOUT) {
+                let name = String::from_utf8_lossy(&path).into_owned();
+                let message = format!("{name}: in a layer a name that begins with .wh. means a deletion");
+                return self.refuse(ErrorCode::BadArchive, message);
+            }
             if is_mark {
                 self.mark(&path)?;
             } else if info.kind == Kind::Directory {
@@ -124,7 +154,12 @@ impl<'a, W: Write> Archiver<'a, W> {
                 let mut file = tree::open_file(dir, name)?;
                 let xattrs = tree::xattrs_of(file.as_fd())?;
                 self.totals.entries += 1;
-                self.totals.bytes += info.size;
+                self.totals.bytes = self.totals.bytes.saturating_add(info.size);
+                if self.totals.bytes > self.most_bytes {
+                    let name = String::from_utf8_lossy(path).into_owned();
+                    let message = format!("/{name} has {} bytes, with its holes", info.size);
+                    return self.refuse(ErrorCode::NoSpace, message);
+                }
                 let header = header(path, info, b"", &xattrs);
                 self.output.append_file(&header, &mut file)
             }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use firebuild_protocol::{ErrorCode, FrameStream, FrameType, ProcessHost, TaskError};
 use rustix::mount::{unmount, MountFlags, UnmountFlags};
@@ -16,6 +16,7 @@ use crate::caches::Caches;
 use crate::copy_tree::{copy_root_attributes, TreeCopier};
 use crate::data::{DataReader, DataWriter};
 use crate::layer_copy::{copy_from_tree, ContextCopier, Destination};
+use crate::limits::Limits;
 use crate::mounts::{make_dir, mount_ext4, Folders, Merged};
 use crate::paths::{self, Missing};
 use crate::registry::{NewLayer, Origin, Reading, Registry};
@@ -43,6 +44,8 @@ pub struct Settings {
     pub step_program: PathBuf,
     /// The machine's own resolver configuration, for the steps.
     pub resolv_conf: PathBuf,
+    /// Where the control groups are mounted that limit the steps; None: nothing limits them.
+    pub groups: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -52,6 +55,7 @@ impl Default for Settings {
             devices: PathBuf::from("/dev"),
             step_program: PathBuf::from("/proc/self/exe"),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            groups: Some(PathBuf::from("/g")),
         }
     }
 }
@@ -64,6 +68,7 @@ pub struct Builder {
     registry: Registry,
     caches: Caches,
     agents: Agents,
+    limits: OnceLock<Limits>,
     is_set_up: Mutex<bool>,
 }
 
@@ -72,7 +77,8 @@ impl Builder {
         let folders = Folders::new(settings.base.clone());
         let caches = Caches::new(settings.base.join("c"));
         let (registry, agents) = (Registry::default(), Agents::default());
-        Self { settings, folders, registry, caches, agents, is_set_up: Mutex::new(false) }
+        let (limits, is_set_up) = (OnceLock::new(), Mutex::new(false));
+        Self { settings, folders, registry, caches, agents, limits, is_set_up }
     }
 
     /// Serves one request: all its frames but the REQUEST, which has been read. An error is still to be sent.
@@ -141,6 +147,7 @@ impl Builder {
             return Err(TaskError::new(ErrorCode::Exists, "build-setup was done"));
         }
         let device = self.device(&request.work)?;
+        let limits = self.settings.groups.as_deref().map(Limits::set_up).transpose()?;
         let base = self.folders.base();
         let failed = |error: io::Error| TaskError::io(format!("setting up {}", request.work), &error);
         std::fs::create_dir_all(base).map_err(failed)?;
@@ -154,6 +161,8 @@ impl Builder {
                 return Err(failed(error));
             }
         };
+        // Set once: `is_set_up` was false.
+        let _ = self.limits.set(limits.unwrap_or_default());
         *is_set_up = true;
         reply(stream, &json!({"free_bytes": status.f_bavail.saturating_mul(status.f_frsize)}))
     }
@@ -193,6 +202,7 @@ impl Builder {
             folders: &self.folders,
             program: &self.settings.step_program,
             resolv_conf: &self.settings.resolv_conf,
+            groups: self.limits.get().map_or(&[], |limits| &limits.joined_by),
             host,
             mounter: Mounter {
                 folders: &self.folders,
@@ -259,7 +269,10 @@ impl Builder {
         let root = open(&self.folders.layer(place))?;
         let writer = DataWriter::new(stream);
         let lower = lower.as_ref().map(|lower| lower.root.as_fd());
-        let totals = send_archive(Archiver::for_layer(writer, lower), &root)?;
+        let status = rustix::fs::statvfs(self.folders.base())
+            .map_err(|errno| TaskError::io("measuring the work disk", &errno.into()))?;
+        let capacity = status.f_blocks.saturating_mul(status.f_frsize);
+        let totals = send_archive(Archiver::for_layer(writer, lower, capacity), &root)?;
         reply_totals(stream, totals)
     }
 
@@ -459,7 +472,10 @@ fn send_archive(mut archiver: Archiver<'_, DataWriter<'_>>, root: &OwnedFd) -> R
             archiver.into_inner().finish()?;
             Ok(totals)
         }
-        Err(error) => Err(archiver.get_mut().task_error("reading the tree", &error)),
+        Err(error) => match archiver.take_refusal() {
+            Some(refusal) => Err(refusal),
+            None => Err(archiver.get_mut().task_error("reading the tree", &error)),
+        },
     }
 }
 

@@ -14,6 +14,7 @@ mod copy_tree;
 mod data;
 mod filter;
 mod layer_copy;
+mod limits;
 mod modes;
 mod mount_points;
 mod mounts;

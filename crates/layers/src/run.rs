@@ -44,6 +44,8 @@ pub struct Runner<'a> {
     pub program: &'a Path,
     /// The machine's own resolver configuration.
     pub resolv_conf: &'a Path,
+    /// The control groups that the step joins, by their files.
+    pub groups: &'a [PathBuf],
     pub host: &'a dyn ProcessHost,
     pub mounter: Mounter<'a>,
 }
@@ -127,6 +129,7 @@ impl<'a> Runner<'a> {
         let spec = Spec {
             root: merged.to_owned(),
             outcome: files.path("outcome"),
+            joins: self.groups.to_vec(),
             binds,
             mounts: std::mem::take(&mut mounts.points),
             program,

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use firebuild_protocol::ErrorCode;
 
 use rustix::fs::{FileType, Mode};
-use rustix::mount::{mount, mount_bind, mount_change, mount_move, MountFlags, MountPropagationFlags};
+use rustix::mount::{mount, mount_bind, mount_change, mount_move, mount_remount, MountFlags, MountPropagationFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::mount_points::{self, MountPoint};
@@ -41,6 +41,23 @@ const CAPABILITIES: u64 = 1 << 0
 /// (soft, hard): as container engines give it.
 const OPEN_FILES: (u64, u64) = (1024, 524_288);
 
+/// Docker's defaults, below the root.
+const READ_ONLY: [&str; 5] = ["proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger"];
+const HIDDEN: [&str; 12] = [
+    "proc/acpi",
+    "proc/asound",
+    "proc/interrupts",
+    "proc/kcore",
+    "proc/keys",
+    "proc/latency_stats",
+    "proc/sched_debug",
+    "proc/scsi",
+    "proc/timer_list",
+    "proc/timer_stats",
+    "sys/devices/virtual/powercap",
+    "sys/firmware",
+];
+
 /// What a shell says for a program that is not there, and for one that cannot be executed.
 const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
@@ -52,6 +69,8 @@ pub struct Spec {
     pub root: PathBuf,
     /// Where [`Outcome`] is written.
     pub outcome: PathBuf,
+    /// The files into which the step's first process writes its number: control groups that limit it.
+    pub joins: Vec<PathBuf>,
     /// Files to bind: (source, target inside the tree, links resolved, no leading slash).
     pub binds: Vec<(PathBuf, String)>,
     /// What is mounted when all that every step has is there, in this order.
@@ -111,6 +130,9 @@ fn complain(message: &str) {
 fn outer(spec: &Spec) -> io::Result<i32> {
     sys::block_signals()?;
     let outcome = File::create(&spec.outcome)?;
+    for group in &spec.joins {
+        std::fs::write(group, std::process::id().to_string())?;
+    }
     sys::unshare(libc::CLONE_NEWPID)?;
     let init = match sys::fork()? {
         Forked::Child => sys::exit_now(inner(spec, outcome)),
@@ -192,6 +214,7 @@ fn prepare(spec: &Spec) -> io::Result<()> {
         mount_bind(source, spec.root.join(target)).map_err(|error| named(&format!("binding /{target}"), error))?;
     }
     mount_all(&spec.root)?;
+    guard(&spec.root)?;
     make_devices(&spec.root.join("dev"), spec.terminal)?;
     mount_points::attach_all(&spec.root, &spec.mounts)?;
     // Not pivot_root(2): the root of an initramfs cannot be pivoted away from.
@@ -226,6 +249,34 @@ fn mount_all(root: &Path) -> io::Result<()> {
                 return Err(io::Error::other(format!("mounting /{target}: {error}")));
             }
         }
+    }
+    Ok(())
+}
+
+/// As in a container: what of `/proc` and `/sys` belongs to the machine is hidden or cannot be changed. User 0 could write
+/// it without any capability, and end the machine (`/proc/sysrq-trigger`).
+fn guard(root: &Path) -> io::Result<()> {
+    let named =
+        |path: &Path, error: rustix::io::Errno| io::Error::other(format!("guarding {}: {error}", path.display()));
+    for path in READ_ONLY.map(|path| root.join(path)) {
+        if !path.exists() {
+            continue;
+        }
+        let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount_bind(&path, &path).map_err(|error| named(&path, error))?;
+        mount_remount(&path, flags, "").map_err(|error| named(&path, error))?;
+    }
+    let empty = CString::new("nr_inodes=1,mode=0555")?;
+    for path in HIDDEN.map(|path| root.join(path)) {
+        let Ok(info) = path.metadata() else {
+            continue;
+        };
+        let hidden = if info.is_dir() {
+            mount("tmpfs", &path, "tmpfs", MountFlags::RDONLY, Some(empty.as_c_str()))
+        } else {
+            mount_bind("/dev/null", &path)
+        };
+        hidden.map_err(|error| named(&path, error))?;
     }
     Ok(())
 }

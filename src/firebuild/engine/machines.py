@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from firebuild.engine.kernels import get_boot
 from firebuild.engine.space import require_room
 from firebuild.errors import FirebuildError, MachineError, UsageError
 from firebuild.host.files import copy_sparse
+from firebuild.host.identity import find_identity
 from firebuild.images.skopeo import Access
 from firebuild.images.transfer import Progress
 from firebuild.layout import MachineLayout
@@ -66,6 +68,7 @@ class RunRequest(msgspec.Struct, frozen=True):
     workdir: str | None = None
     mmds: bool = True
     auto_remove: bool = False
+    caller_removes: bool = False
     boot_timeout_s: float | None = None
     labels: dict[str, str] = {}
     pull: str = "missing"
@@ -114,6 +117,7 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
         root_mode=request.root_mode, init=plan_init(image, request), drives=drives, ports=list(request.ports), address=request.address,
         env=dict(request.env), users=dict(request.users), entrypoint=plan_entrypoint(image, request),
         mmds=request.mmds, auto_remove=request.auto_remove,
+        remover=find_identity(os.getpid()) if request.caller_removes else None,
         boot_timeout_s=request.boot_timeout_s or engine.settings.boot_timeout_s, labels=dict(request.labels),
         profile=engine.settings.profile,
     )  # fmt: skip

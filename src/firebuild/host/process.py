@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import shlex
 import shutil
 import signal
@@ -160,14 +161,23 @@ def start_detached(
 
 
 def end_process(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
-    """Terminate a process group and wait for its leader; kill what is left after `grace_s`."""
-    if process.poll() is None:
+    """Terminate a process group and wait for its leader; kill what is left of the group then, or after `grace_s`.
+
+    The group ends also where its leader has ended before: it may have left children.
+    """
+    if process.returncode is None:
         _signal_group(process.pid, signal.SIGTERM)
+        # Seen without being waited for: until then its number, which is the group's, is nobody else's.
+        descriptor = os.pidfd_open(process.pid)
         try:
-            process.wait(timeout=grace_s)
-        except subprocess.TimeoutExpired:
-            _signal_group(process.pid, signal.SIGKILL)
-            process.wait()
+            select.select([descriptor], [], [], grace_s)
+        finally:
+            os.close(descriptor)
+        _signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+    elif not Path(f"/proc/{process.pid}").exists():
+        # A number is not given away while a group has it; a process that has it now is another one.
+        _signal_group(process.pid, signal.SIGKILL)
 
 
 def _signal_group(pid: int, number: int) -> None:

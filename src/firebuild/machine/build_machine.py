@@ -9,14 +9,16 @@ from pathlib import Path
 
 import msgspec
 
-from firebuild.errors import MachineError
+from firebuild.errors import GuestError, MachineError
 from firebuild.guest.build import BuildGuest
 from firebuild.guest.control import request_poweroff
 from firebuild.host.deadline import Deadline
 from firebuild.layout import MachineLayout
+from firebuild.machine.console import find_crash
 from firebuild.machine.lifecycle import (
     Boot,
     MachineServices,
+    collect_evidence,
     end_processes,
     finish_machine,
     hold_machine,
@@ -111,12 +113,26 @@ def open_build_machine(
 def _running(services: MachineServices, spec: MachineSpec) -> Iterator[None]:
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, GuestError) and error.guest_code == "lost":
+            # Read before the machine's folder goes.
+            _explain_loss(error, services.layout.machine(spec.id))
         with hold_machine(services, spec.id):
             end_processes(services, spec.id)
         raise
     finally:
         finish_machine(services, spec.id)
+
+
+def _explain_loss(error: GuestError, paths: MachineLayout) -> None:
+    crash = find_crash(paths.console_log)
+    if crash is not None:
+        error.hint = f"the build machine's {crash}: give it more memory with --mem, or look at its last words above"
+    else:
+        error.hint = "its VMM ended without a word of the guest: killed, or out of memory on the host; see `dmesg`"
+    evidence = collect_evidence(paths)
+    if evidence:
+        error.details = f"{error.details}\n{evidence}" if error.details else evidence
 
 
 def _power_off(services: MachineServices, spec: MachineSpec) -> None:

@@ -23,6 +23,7 @@ from firebuild.host.identity import kill_and_wait, wait_gone
 from firebuild.host.locks import hold_lock
 from firebuild.host.watch import wait_for_path
 from firebuild.layout import Layout, MachineLayout
+from firebuild.machine.console import find_crash, find_killed
 from firebuild.machine.metadata import MMDS_ADDRESS, parse_signal, plan_boot_document, plan_metadata
 from firebuild.machine.spec import MachineSpec
 from firebuild.machine.state import ENDED, MachineRecord, MachineRecords, Progress, State
@@ -36,6 +37,8 @@ from firebuild.vmm.process import plan_emulator
 _CLEANUP_S = 120.0
 _LOCK_S = 150.0
 _GUEST_CID = 3
+# 128 + SIGKILL.
+_KILLED_CODE = 137
 # For an image's own init to take its services down.
 _INIT_STOP_S = 90.0
 
@@ -132,7 +135,7 @@ def _start_recorded(
                 tie.release()
             return started
         except BaseException as error:
-            evidence = _evidence(paths) if _wants_evidence(error) else None
+            evidence = collect_evidence(paths) if _wants_evidence(error) else None
             # A second Ctrl-C must not stop the undoing half-way.
             with _uninterrupted():
                 undo_start(services, spec.id, paths)
@@ -262,7 +265,8 @@ def _wants_evidence(error: BaseException) -> bool:
     return isinstance(error, (MachineError, DeadlineError))
 
 
-def _evidence(paths: MachineLayout) -> str:
+def collect_evidence(paths: MachineLayout) -> str:
+    """The last lines of a machine's logs, each with a title; empty where there are none."""
     parts = []
     for title, path in (
         ("console", paths.console_log),
@@ -343,27 +347,30 @@ def finish_held(
         kill_and_wait(record.progress.vmm, grace_s=0)
     detach_network(services.networks, spec.id, deadline=Deadline(_CLEANUP_S, "taking down the network"))
     remove_tree(paths.run)
-    if spec.auto_remove or spec.kind == "build":
+    if record.removable or spec.kind == "build":
         remove_tree(paths.state)
         services.records.delete(spec.id)
         return
-    state, code, why = _ending(exit_record, reason)
+    state, code, why = _ending(exit_record, reason, paths.console_log)
     progress = msgspec.structs.replace(
         record.progress, supervisor=None, vmm=None, exit_code=code, reason=why, ended_at_ns=time.time_ns()
     )
     services.records.update(spec.id, state, progress)
 
 
-def _ending(exit_record: dict[str, Any] | None, reason: str | None) -> tuple[State, int | None, str]:
+def _ending(exit_record: dict[str, Any] | None, reason: str | None, console: Path) -> tuple[State, int | None, str]:
     if exit_record is None:
         return State.LOST, None, reason or "the supervisor was lost"
     guest_exit = exit_record.get("guest_exit")
     code = guest_exit.get("code") if isinstance(guest_exit, dict) else None
     why = reason or str(exit_record.get("reason", "exit"))
     if isinstance(code, int):
-        return State.STOPPED, code, why
+        killed = find_killed(console) if code == _KILLED_CODE and why == "exit" else None
+        return State.STOPPED, code, why if killed is None else f"out of memory: {killed} was killed"
     if why in ("killed", "stopped by the user"):
-        return State.STOPPED, 137, why
+        return State.STOPPED, _KILLED_CODE, why
+    if why == "exit":
+        why = find_crash(console) or "the VMM ended without an exit status of the guest"
     return State.FAILED, None, why
 
 
@@ -385,6 +392,7 @@ def stop_machine(services: MachineServices, record: MachineRecord, *, timeout_s:
     supervisor = record.progress.supervisor
     if record.effective_state in ENDED or supervisor is None:
         finish_machine(services, spec.id)
+        _settle_lost(services, spec.id)
         return
     with open_supervisor(paths) as link:
         forced = timeout_s <= 0
@@ -405,6 +413,17 @@ def stop_machine(services: MachineServices, record: MachineRecord, *, timeout_s:
             if not wait_gone(supervisor, 30):
                 kill_and_wait(supervisor, grace_s=5)
     finish_machine(services, spec.id, reason="stopped by the user" if not forced else "killed")
+
+
+def _settle_lost(services: MachineServices, machine_id: MachineId) -> None:
+    """Whoever stops a lost machine wants it stopped, and knows now that it was lost."""
+    with hold_machine(services, machine_id):
+        record = services.records.find(machine_id)
+        if record is None or record.state is not State.LOST:
+            return
+        why = f"stopped by the user after it was lost: {record.progress.reason}"
+        progress = msgspec.structs.replace(record.progress, exit_code=_KILLED_CODE, reason=why)
+        services.records.update(machine_id, State.STOPPED, progress)
 
 
 def remove_machine(services: MachineServices, record: MachineRecord) -> None:

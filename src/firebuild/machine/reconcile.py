@@ -7,7 +7,7 @@ import logging
 from firebuild.errors import BusyError, FirebuildError
 from firebuild.host.deadline import Deadline
 from firebuild.host.files import remove_tree
-from firebuild.machine.lifecycle import MachineServices, finish_held, try_hold_machine, undo_start
+from firebuild.machine.lifecycle import MachineServices, finish_held, remove_machine, try_hold_machine, undo_start
 from firebuild.machine.state import ENDED, MachineRecord, State
 from firebuild.names import MachineId
 from firebuild.network.attach import detach_network, list_attachments
@@ -25,6 +25,13 @@ def reconcile(services: MachineServices) -> list[str]:
     """
     repaired: list[str] = []
     for record in services.records.list_all(kind=None):
+        if record.state in ENDED and record.removable:
+            try:
+                remove_machine(services, record)
+                repaired.append(f"machine {record.spec.name}: ended, and was to be removed; removed")
+            except FirebuildError as error:
+                logger.warning("the machine %s could not be removed: %s", record.spec.name, error)
+            continue
         if record.state in ENDED or (record.state is not State.CREATED and _owned(record)):
             continue
         try:

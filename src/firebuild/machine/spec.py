@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from firebuild.host.identity import ProcessIdentity
 from firebuild.names import MachineId, PortMapping
 
 DEFAULT_KERNEL_ARGS = "console=ttyS0 reboot=k panic=1 quiet cryptomgr.notests random.trust_cpu=on"
@@ -40,6 +41,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     `init`: direct (vminit is PID 1) or system (the image's own init is).
     `disk_size_bytes`: of the upper disk. `network`: a network's name, or None for none. `env`: of the run; wins over the image's.
     `users`: SSH public keys by user name. `auto_remove`: removed with everything once it has ended.
+    `remover`: the command that follows it and removes it then; where that has died, it is as with `auto_remove`.
     `profile`: the profile that it belongs to.
     """
 
@@ -65,6 +67,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     entrypoint: Entrypoint = Entrypoint()
     mmds: bool = True
     auto_remove: bool = False
+    remover: ProcessIdentity | None = None
     boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S
     labels: dict[str, str] = {}
     profile: str = ""

@@ -61,6 +61,12 @@ class MachineRecord(msgspec.Struct, frozen=True):
         return self.progress.supervisor is not None and is_alive(self.progress.supervisor)
 
     @property
+    def removable(self) -> bool:
+        """Whether it is to be removed once it has ended, and nobody who would do that lives."""
+        remover = self.spec.remover
+        return self.spec.auto_remove or (remover is not None and not is_alive(remover))
+
+    @property
     def effective_state(self) -> State:
         """The state, corrected by what is seen: a machine that should run and whose supervisor is gone is lost."""
         if self.state in (State.RUNNING, State.PAUSED, State.STOPPING) and not self.alive:

@@ -372,7 +372,7 @@ def test_output_is_capped(workshop: Workshop) -> None:
 
     with pytest.raises(StepFailedError) as caught:
         build_image(BuildRequest(b"FROM debian:12\nRUN flood\n", progress=Sink()), workshop.services())
-    assert total <= OUTPUT_CAP + 200 and b"64 MiB" in texts[-1]
+    assert total <= OUTPUT_CAP + 200 and b"4 MiB" in texts[-1]
     assert caught.value.details is not None and "the end" in caught.value.details
 
 

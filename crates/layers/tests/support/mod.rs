@@ -176,6 +176,7 @@ impl Bench {
             devices: folder.join("dev"),
             step_program: PathBuf::from(env!("CARGO_BIN_EXE_layer-step")),
             resolv_conf: folder.join("resolv.conf"),
+            groups: None,
         };
         let mut bench = Self { builder: Arc::new(Builder::new(settings)), folder, loops: Vec::new() };
         bench.add_drive("vda", 400);

@@ -111,6 +111,7 @@ def run(**options: Any) -> int:
         workdir=options["workdir"],
         mmds=not options["no_mmds"],
         auto_remove=options["auto_remove"] and options["daemonize"],
+        caller_removes=options["auto_remove"] and not options["daemonize"],
         boot_timeout_s=options["boot_timeout"],
         labels=dict(text.partition("=")[::2] for text in options["label"]),
         pull=options["pull"],
