@@ -9,7 +9,7 @@
 ├── disks/<key>/                derived ext4 disks: disk.ext4, disk.json
 ├── kernels/<name>/             vmlinux, modules.tar, kernel.json
 ├── initramfs/                  derived initramfs files, by key
-├── cache/                      what can be found out again: layer-sizes.json
+├── cache/                      what can be found out or fetched again: layer-sizes.json, http/ (files that ADD fetched)
 ├── caches/<key>/               disks of cache mounts: disk.ext4, cache.json
 ├── scratch/                    what running builds fetch: a folder and its lock for each
 ├── rootfs/<org>/<name>/<version>/  the seed's view: rootfs, metadata.json
@@ -105,6 +105,7 @@ class Layout:
         self.initramfs = state / "initramfs"
         self.cache = state / "cache"
         self.layer_sizes = self.cache / "layer-sizes.json"
+        self.http_cache = self.cache / "http"
         self.caches = state / "caches"
         self.scratch = state / "scratch"
         self.rootfs = rootfs_root or state / "rootfs"

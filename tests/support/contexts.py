@@ -16,6 +16,7 @@ from firebuild.build.build import build_image
 from firebuild.build.services import BuildRequest, BuildResult
 from firebuild.build.sources.gitrun import GitLimits, SshAccess
 from firebuild.build.sources.http import FetchLimits
+from firebuild.build.sources.httpcache import HttpCache
 from firebuild.build.sources.inputs import InputOpener, Inputs
 from firebuild.build.sources.remote import RemoteSources
 from firebuild.build.sources.scratch import Scratch
@@ -39,6 +40,7 @@ class Bench:
         self.ssh = SshAccess()
         self.http = FetchLimits(timeout_s=20, stall_s=5)
         self.git = GitLimits(timeout_s=60)
+        self.cache: HttpCache | None = None
         self.recorder = Recorder()
 
     def open(
@@ -69,6 +71,7 @@ class Bench:
                 rank=inputs.rank if rank is None else rank,
                 http_limits=self.http,
                 git_limits=self.git,
+                cache=self.cache,
             )
             request = BuildRequest(
                 dockerfile=inputs.dockerfile, name=inputs.name, context=inputs.tree, identity=inputs.identity,

@@ -23,10 +23,15 @@ from firebuild.errors import DockerfileError, FirebuildError
 from firebuild.names import Digest, Reference
 from firebuild.store.blobs import Descriptor
 from firebuild.store.images import CONFIG_TYPE, Image, ImageConfig, Manifest
+from tests.support.reference_options import option_rows, retired_rows
 from tests.support.reference_samples import FEATURES, FLAG_NOTES, FORMS, INSTRUCTIONS, MOUNT_KEY_NOTES, MOUNT_NOTES
 
 ROOT = Path(__file__).parents[2]
-PAGES = (Path("docs/reference/dockerfile.md"), Path("docs/reference/lint-rules.md"))
+PAGES = (
+    Path("docs/reference/dockerfile.md"),
+    Path("docs/reference/lint-rules.md"),
+    Path("docs/reference/build-options.md"),
+)
 LINT_CASES = ROOT / "tests" / "data" / "lint"
 AMD64 = Platform("linux", "amd64")
 
@@ -208,6 +213,16 @@ def _rule_section(rule: Rule) -> str:
     return "\n".join(parts)
 
 
+def build_option_table() -> str:
+    """Every option of a build."""
+    return render_table(("Option", "Values", "Meaning"), option_rows())
+
+
+def retired_option_table() -> str:
+    """Every option of a build that has no effect."""
+    return render_table(("Option", "Why it does nothing"), retired_rows())
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "instructions": instruction_table,
     "flags": flag_table,
@@ -219,6 +234,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "limits": limit_table,
     "rules": rule_table,
     "rule-sections": rule_sections,
+    "build-options": build_option_table,
+    "retired-build-options": retired_option_table,
 }
 
 

@@ -8,10 +8,7 @@ use firebuild_protocol::{ErrorCode, TaskError};
 
 use crate::apply::{Totals, OPAQUE_MARK, WHITEOUT};
 use crate::tar_write::{Header, TarWriter};
-use crate::tree::{self, Info, Kind, Xattrs};
-
-/// Deeper trees cannot be named by a path anyway (PATH_MAX), and the walk is recursive.
-const MAX_DEPTH: usize = 2048;
+use crate::tree::{self, Info, Kind, Xattrs, MAX_DEPTH};
 
 /// Writes one tree as an archive, its entries sorted by name within each directory, each directory before its content.
 pub struct Archiver<'a, W: Write> {

@@ -259,7 +259,7 @@ impl Builder {
         reply_totals(stream, totals)
     }
 
-    fn layer_capture(&self, request: &requests::Layer, stream: &mut dyn FrameStream) -> Result<(), TaskError> {
+    fn layer_capture(&self, request: &requests::Capture, stream: &mut dyn FrameStream) -> Result<(), TaskError> {
         check_layer(&request.layer)?;
         let layer = self.registry.read(std::slice::from_ref(&request.layer))?;
         let below = self.registry.read_lower(&request.layer)?;
@@ -267,6 +267,10 @@ impl Builder {
         let place = layer.places.first().copied();
         let place = place.ok_or_else(|| TaskError::new(ErrorCode::Internal, "no layer"))?;
         let root = open(&self.folders.layer(place))?;
+        if let Some(newest_s) = request.mtime_max_s {
+            tree::limit_times(root.as_fd(), newest_s, 0)
+                .map_err(|error| TaskError::io("setting the times of the layer".to_owned(), &error))?;
+        }
         let writer = DataWriter::new(stream);
         let lower = lower.as_ref().map(|lower| lower.root.as_fd());
         let status = rustix::fs::statvfs(self.folders.base())

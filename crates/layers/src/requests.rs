@@ -251,6 +251,16 @@ pub struct Layer {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Capture {
+    #[serde(rename = "op")]
+    _op: String,
+    pub layer: String,
+    #[serde(default)]
+    pub mtime_max_s: Option<i64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DiskApply {
     #[serde(rename = "op")]
     _op: String,

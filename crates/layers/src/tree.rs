@@ -14,6 +14,9 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+/// Deeper trees cannot be named by a path anyway (PATH_MAX), and the walks are recursive.
+pub const MAX_DEPTH: usize = 2048;
+
 /// The attribute that makes a directory hide the ones below it (kernel documentation, filesystems/overlayfs.rst).
 pub const OPAQUE_XATTR: &[u8] = b"trusted.overlay.opaque";
 const OVERLAY_XATTRS: &[u8] = b"trusted.overlay.";
@@ -224,6 +227,29 @@ pub fn set_owner(dir: BorrowedFd<'_>, name: &[u8], uid: u32, gid: u32) -> io::Re
 pub fn set_mtime(dir: BorrowedFd<'_>, name: &[u8], mtime: Timespec) -> io::Result<()> {
     let times = Timestamps { last_access: mtime, last_modification: mtime };
     Ok(utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+/// Gives everything below `dir` that is newer this time instead, in whole seconds. Whiteouts have none.
+pub fn limit_times(dir: BorrowedFd<'_>, newest_s: i64, depth: usize) -> io::Result<()> {
+    if depth > MAX_DEPTH {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    let newest = Timespec { tv_sec: newest_s, tv_nsec: 0 };
+    for name in names(dir)? {
+        let Some(info) = find(dir, &name)? else {
+            continue;
+        };
+        if info.is_whiteout() {
+            continue;
+        }
+        if info.kind == Kind::Directory {
+            limit_times(open_dir(dir, &name)?.as_fd(), newest_s, depth + 1)?;
+        }
+        if (info.mtime.tv_sec, info.mtime.tv_nsec) > (newest_s, 0) {
+            set_mtime(dir, &name, newest)?;
+        }
+    }
+    Ok(())
 }
 
 /// Sets attributes; a kind that this file system does not know is left out, as Docker does.

@@ -66,6 +66,13 @@ fn a_rich_layer_comes_back_as_it_was() {
     bench.apply("l2", &[], &first).reply();
     assert_eq!(first, capture("l2"));
     assert_eq!(first, capture("l1"));
+    // With a newest time what is newer gets that, in the layer too; what is older keeps its own.
+    let limited = bench.ask(&json!({"op": "layer-capture", "layer": "l2", "mtime_max_s": 100}), &[]).data;
+    assert_eq!(limited, capture("l2"));
+    bench.apply("l3", &[], &limited).reply();
+    let times: Vec<i64> =
+        bench.exported(&["l3"]).iter().map(|line| line.split(' ').nth(4).unwrap().parse().unwrap()).collect();
+    assert!(times.contains(&-86400) && times.contains(&100) && times.iter().all(|time| *time <= 100), "{times:?}");
 }
 
 #[test]

@@ -60,6 +60,8 @@ pub struct BootDocument {
     pub start_entrypoint: bool,
     #[serde(default)]
     pub tty: bool,
+    #[serde(default)]
+    pub volumes: Vec<String>,
 }
 
 fn default_stop_signal() -> i32 {

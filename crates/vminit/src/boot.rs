@@ -14,6 +14,7 @@ use firebuild_protocol::message::{BootDocument, BootKind, InitMode, PushEvent};
 use firebuild_protocol::{ProcessExit, ProcessHost, TaskError};
 use rustix::system::RebootCommand;
 use rustix::time::{ClockId, Timespec};
+use std::os::unix::fs::DirBuilderExt;
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError};
 use std::sync::Arc;
 use std::time::Duration;
@@ -152,6 +153,9 @@ fn configure(guest: &Arc<Guest>, booted: &mut Booted) -> Result<(), TaskError> {
     }
     step(guest, "write-files");
     write_files(document, &profile, &hostname)?;
+    for failure in make_volumes(&document.volumes) {
+        log::error(&failure);
+    }
     if document.init == InitMode::System {
         step(guest, "hand-over");
         return handover::hand_over(guest, &profile);
@@ -165,6 +169,17 @@ fn configure(guest: &Arc<Guest>, booted: &mut Booted) -> Result<(), TaskError> {
     guest.set_configured(profile);
     tell_ready(guest, pid);
     Ok(())
+}
+
+/// The folders that the image calls volumes: those that it has stay as they are, the others are made, as Docker does.
+/// One that cannot be made is no reason not to boot.
+fn make_volumes(paths: &[String]) -> Vec<String> {
+    let make = |path: &String| {
+        let path = format!("/{}", path.trim_start_matches('/'));
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&path);
+        made.err().map(|error| format!("the volume {path}: {error}"))
+    };
+    paths.iter().filter_map(make).collect()
 }
 
 fn hostname_of(document: &BootDocument, profile: &Profile) -> String {

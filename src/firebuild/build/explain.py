@@ -37,6 +37,7 @@ _SETTING_WORDS = {
     "owner": "its --chown changed",
     "mode": "its --chmod changed",
     "flags": "its flags changed",
+    "epoch": "SOURCE_DATE_EPOCH changed",
 }
 
 
@@ -112,6 +113,8 @@ def explain_step(
     else:
         command = [action.path]
         settings = {"user": action.user}
+    if step.epoch_s is not None:
+        settings["epoch"] = str(step.epoch_s)
     kind = {RunAction: "RUN", CopyAction: "COPY", WorkdirAction: "WORKDIR"}[type(action)]
     args = {name: short_digest(value) for name, value in step.args.items()}
     env |= {name: short_digest(value) for name, value in step.variables.items()}
@@ -163,6 +166,8 @@ def compute_key(step: PlannedStep, explanation: Explanation) -> str:
             fields |= {"flags": _copy_flags(action)}
     else:
         fields |= {"path": action.path, "user": action.user, "kind": "workdir"}
+    if step.epoch_s is not None:
+        fields |= {"epoch": str(step.epoch_s)}
     return compute_digest(KEY_VERSION, fields)
 
 

@@ -172,6 +172,7 @@ class _StagePlanner:
         self.total += sum(isinstance(each, made) for each in node.instructions)
         self.number = 0
         self.used: frozenset[str] = frozenset()
+        self.epoch_s = _parse_epoch(options.build_args)
 
     def plan(self) -> PlannedStage:
         from_title = self.title(f"FROM {_base_text(self.node.base)}") if isinstance(self.node.base, Image) else ""
@@ -267,6 +268,8 @@ class _StagePlanner:
             action=action,
             args={},
             position=f"{self.options.name}#{self.node.stage.label}/{len(self.steps)}",
+            epoch_s=self.epoch_s,
+            around=msgspec.structs.replace(self.look_around(), user="0:0", workdir="/", shell=DEFAULT_SHELL),
         )
         self.steps.append(step)
 
@@ -352,6 +355,7 @@ class _StagePlanner:
             action=action,
             args={name: values[name] for name in declared},
             position=f"{self.options.name}#{self.node.stage.label}/{len(self.steps)}",
+            epoch_s=self.epoch_s,
             variables={} if run else {name: values[name] for name in self.used - set(declared) if name in values},
             around=around or self.look_around(),
         )

@@ -221,7 +221,7 @@ class StepRunner:
 
     def _capture(self, guest: BuildGuest, name: str, step: PlannedStep) -> ResultLayer:
         with open_layer_writer(self._blobs, f"the layer of `{_short(step.text)}`") as writer:
-            guest.capture_layer(name, writer.write)
+            guest.capture_layer(name, writer.write, mtime_max_s=self._epoch_s)
             layer = writer.commit()
         return _result(layer.descriptor, layer.diff_id)
 

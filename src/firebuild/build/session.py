@@ -18,7 +18,7 @@ from firebuild.build.copy import empty_tar
 from firebuild.build.digest import sha256_hex
 from firebuild.build.services import BuildServices, OpenMachine
 from firebuild.build.steps import Plan, ResultLayer
-from firebuild.errors import InternalError
+from firebuild.errors import BuildError, GuestError, InternalError
 from firebuild.events.progress import Canceled, Reporter
 from firebuild.events.text import neutralise
 from firebuild.guest.build import BuildGuest
@@ -147,7 +147,7 @@ class BuildSession:
             if write:
                 # The result disk began as a copy of the root image's: only what lies above that is written.
                 above = [name for name in self.ensure_stack(layers) if name not in self._disk_layers.values()]
-                machine.guest.merge_disk(above, machine.result_drives[0])
+                _merge_disk(machine, above)
             self._running.close()
             if write and self._staged is not None:
                 self._services.check_disk(self._staged.path)
@@ -261,6 +261,18 @@ class BuildSession:
 
 def _root_chain(plan: Plan) -> str | None:
     return None if plan.root_image is None else plan.root_image.chain_id
+
+
+def _merge_disk(machine: OpenMachine, above: Sequence[str]) -> None:
+    try:
+        machine.guest.merge_disk(above, machine.result_drives[0])
+    except GuestError as error:
+        if error.guest_code != "no-space":
+            raise
+        raise BuildError(
+            f"the result does not fit its root disk: {error.message}",
+            hint="set a larger FIREBUILD_ROOT_DISK, 16g for example",
+        ) from error
 
 
 class _GuestLayer:

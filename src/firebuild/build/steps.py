@@ -166,7 +166,8 @@ class PlannedStep(msgspec.Struct, frozen=True):
     instruction as written, as one line.
 
     `args`: the build arguments in force, for other steps than RUN those that they name; `variables`: the ENV that such a
-    step names; `position`: names the step across builds of the same Dockerfile; `around`: decides nothing of the result.
+    step names; `epoch_s`: the newest time that a file of its layer may have; `position`: names the step across builds of
+    the same Dockerfile; `around`: decides nothing of the result.
     """
 
     id: str
@@ -178,6 +179,7 @@ class PlannedStep(msgspec.Struct, frozen=True):
     position: str
     variables: dict[str, str] = {}
     around: Surroundings = Surroundings()
+    epoch_s: int | None = None
 
 
 class PlannedStage(msgspec.Struct, frozen=True):

@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
+from firebuild.build.sources.spec import ImageContext, OciLayout, Source
 from firebuild.engine.core import Engine
 from firebuild.engine.images import host_architecture, pull_image
-from firebuild.errors import ImageError, NotFoundError, RegistryError
+from firebuild.errors import ContextError, ImageError, NotFoundError, RegistryError
+from firebuild.images import transfer
 from firebuild.images.remote import load_remote_config
 from firebuild.names import Reference
 from firebuild.store.images import Image, parse_config
 
 
-def resolve_base(engine: Engine, reference: Reference, *, pull: bool = False) -> Image:
+def list_layouts(contexts: Mapping[str, Source | ImageContext]) -> dict[str, OciLayout]:
+    """The image layouts among named contexts, by the full references that stand for them."""
+    return {
+        context.reference.full: context.layout
+        for context in contexts.values()
+        if isinstance(context, ImageContext) and context.layout is not None and context.reference is not None
+    }
+
+
+def load_layout_image(engine: Engine, layout: OciLayout) -> Image:
+    """Bring the image of a layout into the store, without a name. Raises ContextError, ImageError, DiskFullError."""
+    path = Path(layout.path).absolute()
+    if not (path / "index.json").is_file():
+        raise ContextError(f"`{layout.path}` is no folder of an OCI image layout: it has no index.json")
+    with engine.use_store():
+        place = transfer.Place("oci", path=path, name=layout.name)
+        moved = transfer.pull(place, engine.blobs, architecture=host_architecture())
+        return engine.images.load_image(moved.manifest_digest)
+
+
+def resolve_base(
+    engine: Engine, reference: Reference, *, pull: bool = False, layouts: Mapping[str, OciLayout] | None = None
+) -> Image:
     """The stored image of a reference, else the registry's. With `pull` the registry's, which is only fetched if it is
-    another one than the stored image; what a digest names cannot be another one. Raises NotFoundError."""
+    another one than the stored image; what a digest names cannot be another one. `layouts`: references that stand for
+    images in layouts. Raises NotFoundError, ContextError, ImageError."""
+    layout = layouts.get(reference.full) if layouts else None
+    if layout is not None:
+        return load_layout_image(engine, layout)
     image = engine.keep_image(lambda: engine.images.find_image(reference))
     if image is not None and (not pull or reference.digest is not None):
         return image

@@ -22,7 +22,7 @@ from firebuild.build.sources.scratch import Scratch
 from firebuild.build.sources.spec import parse_context, parse_dockerfile_source, parse_named_context
 from firebuild.dockerfile.lint.flow import looks_secret
 from firebuild.dockerfile.scope import PROXY_NAMES, Platform
-from firebuild.engine.bases import resolve_base
+from firebuild.engine.bases import list_layouts, resolve_base
 from firebuild.engine.core import Engine
 from firebuild.engine.disks import MachineWish, ensure_root_disk, open_machine, root_disk_key
 from firebuild.engine.images import host_architecture
@@ -39,8 +39,8 @@ from firebuild.store.view import BuildConfig, StepFact
 class RootfsRequest(msgspec.Struct, frozen=True):
     """What `rootfs` is asked for. `dockerfile`, `context`: as firebuild.build.sources.spec reads them, a path, a URL, `-`
     or a Dockerfile's text; None: the other's. `build_contexts`: `name=source`; `lent`: secrets and SSH agents; `pull`: base
-    images anew; `machine`: how large the build machine is; `trust_host_ca`: None as the settings say; `proxies`: build
-    arguments that nobody wrote. The others as BuildRequest."""
+    images anew; `machine`: how large the build machine is; `trust_host_ca`: None as the settings say; `defaults`: build
+    arguments that the caller's host gives. The others as BuildRequest."""
 
     dockerfile: str | None
     context: str | None
@@ -58,7 +58,7 @@ class RootfsRequest(msgspec.Struct, frozen=True):
     pre_commands: Sequence[str] = ()
     post_commands: Sequence[str] = ()
     trust_host_ca: bool | None = None
-    proxies: Mapping[str, str] = {}
+    defaults: Mapping[str, str] = {}
 
 
 def build_rootfs(
@@ -118,7 +118,7 @@ def _build(engine: Engine, request: RootfsRequest, wanted: BuildRequest, reporte
         disks=engine.disks,
         database=engine.database,
         open_build_machine=partial(open_machine, engine, network=True, wish=request.machine),
-        resolve_base=partial(resolve_base, engine, pull=request.pull),
+        resolve_base=partial(resolve_base, engine, pull=request.pull, layouts=list_layouts(wanted.contexts)),
         ensure_disk=lambda image: ensure_root_disk(engine, image, wish=request.machine),
         disk_key=lambda chain_id: root_disk_key(engine, chain_id),
         disk_size_bytes=engine.settings.root_disk_bytes,
@@ -158,8 +158,8 @@ def open_build_request(
             context=inputs.tree,
             contexts=contexts,
             open_tree=opener.open_tree,
-            remote=resources.enter_context(RemoteSources(scratch, ssh, rank=inputs.rank)),
-            build_args={**request.proxies, **request.build_args},
+            remote=resources.enter_context(RemoteSources(scratch, ssh, rank=inputs.rank, cache=engine.http_cache)),
+            build_args={**request.defaults, **request.build_args},
             target=request.target,
             tags=request.tags,
             no_cache=request.no_cache,

@@ -15,13 +15,15 @@ from firebuild.store.images import ImageStore
 
 STEP = "step"
 MOUNT = "mount"
-KINDS = (STEP, MOUNT)
+FILE = "file"
+KINDS = (STEP, MOUNT, FILE)
 
 
 class CacheEntry(msgspec.Struct, frozen=True):
-    """One part of the build cache. `id`: 64 hex digits; `kind`: step or mount; `size_bytes`: of the layer or the disk on this
+    """One part of the build cache. `id`: 64 hex digits; `kind`: step, mount, or file
+    (that ADD fetched); `size_bytes`: of the layer or the disk on this
     host; `shared`: an image or another step holds the layer too, so that removing the record frees nothing; `dockerfile`:
-    whose step it is, and its stage; `description`: the instruction as written, or the cache mount's id."""
+    whose step it is, and its stage; `description`: the instruction as written, the cache mount's id, or the URL."""
 
     id: str
     kind: str
@@ -47,6 +49,10 @@ def list_cache(engine: Engine) -> list[CacheEntry]:
     entries += [
         CacheEntry(info.key, MOUNT, info.size_bytes, info.created_at_ns, info.used_at_ns, info.name)
         for info in engine.caches.list_caches()
+    ]
+    entries += [
+        CacheEntry(kept.key, FILE, kept.size_bytes, kept.created_at_ns, kept.used_at_ns, kept.shown)
+        for kept in engine.http_cache.list_kept()
     ]
     return sorted(entries, key=lambda entry: (entry.used_at_ns, entry.id))
 
@@ -119,12 +125,17 @@ def _remove(engine: Engine, entries: Sequence[CacheEntry], *, dry_run: bool) -> 
     done: list[CacheEntry] = [entry for entry in entries if entry.kind == STEP]
     busy: list[CacheEntry] = []
     # Nobody builds meanwhile: a step that a build has found must stay until it is done.
-    with open_collection(engine, alone=True):
-        garbage = plan_step_removal(engine.blobs, engine.database, steps)
+    with open_collection(engine, alone=bool(steps) and not dry_run) as held:
+        garbage = plan_step_removal(engine.blobs, engine.database, steps, held.kept)
         if not dry_run:
             collect(garbage, engine.blobs, engine.disks, engine.database)
         size = garbage.size_bytes
         for entry in entries:
+            if entry.kind == FILE:
+                if not dry_run:
+                    engine.http_cache.remove(entry.id)
+                done.append(entry)
+                size += entry.size_bytes
             if entry.kind == MOUNT:
                 try:
                     if not dry_run:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import BinaryIO
 
 from firebuild.build.build import check_request
 from firebuild.build.check import CheckReport
+from firebuild.build.sources.spec import OciLayout
+from firebuild.engine.bases import list_layouts
 from firebuild.engine.builds import RootfsRequest, open_build_request
 from firebuild.engine.core import Engine
 from firebuild.engine.images import host_architecture
-from firebuild.errors import NotFoundError, RegistryError
+from firebuild.errors import ImageError, NotFoundError, RegistryError
 from firebuild.events.progress import NullSink, Reporter
 from firebuild.images.remote import load_remote_config
 from firebuild.names import Digest, Reference
@@ -24,11 +27,14 @@ def check_rootfs(engine: Engine, request: RootfsRequest, *, stdin: BinaryIO | No
     Raises UsageError and ContextError for what is not there at all; every other fault is in the report.
     """
     with open_build_request(engine, request, Reporter(NullSink()), stdin=stdin) as wanted:
-        return check_request(wanted, lambda reference: _find_base(engine, reference))
+        layouts = list_layouts(wanted.contexts)
+        return check_request(wanted, lambda reference: _find_base(engine, reference, layouts))
 
 
-def _find_base(engine: Engine, reference: Reference) -> Image:
+def _find_base(engine: Engine, reference: Reference, layouts: Mapping[str, OciLayout]) -> Image:
     """The stored image, else one without layers whose configuration is the registry's."""
+    if reference.full in layouts:
+        raise ImageError(f"the image in the layout `{layouts[reference.full].path}` is looked at by a build only")
     image = engine.images.find_image(reference)
     if image is not None:
         return image

@@ -17,6 +17,7 @@ from firebuild.host.locks import hold_lock
 from firebuild.layout import Layout
 
 if TYPE_CHECKING:
+    from firebuild.build.sources.httpcache import HttpCache
     from firebuild.kernels.store import KernelStore
     from firebuild.machine.lifecycle import MachineServices
     from firebuild.network.attach import NetworkSettings
@@ -110,6 +111,13 @@ class Engine:
         provider = get_provider(settings.storage_provider, place, settings.storage_strings, settings.storage_integers)
         provider.check()
         return provider
+
+    @cached_property
+    def http_cache(self) -> HttpCache:
+        """The files that ADD fetched."""
+        from firebuild.build.sources.httpcache import HttpCache
+
+        return HttpCache(self.layout.http_cache)
 
     @contextmanager
     def use_store(self, *, adds: bool = True) -> Iterator[None]:

@@ -119,7 +119,7 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
         mmds=request.mmds, auto_remove=request.auto_remove,
         remover=find_identity(os.getpid()) if request.caller_removes else None,
         boot_timeout_s=request.boot_timeout_s or engine.settings.boot_timeout_s, labels=dict(request.labels),
-        profile=engine.settings.profile,
+        profile=engine.settings.profile, volumes=sorted(image.config.config.volumes),
     )  # fmt: skip
 
     def make_disks(machine: MachineLayout) -> None:

@@ -202,9 +202,12 @@ class BuildGuest:
         with open_stream(self._vsock, request) as stream:
             return get_counts(stream)
 
-    def capture_layer(self, layer: str, write: Callable[[bytes], object]) -> LayerCounts:
-        """Hand the layer as an uncompressed OCI layer tar to `write`."""
-        return self._take({"op": "layer-capture", "layer": layer}, write)
+    def capture_layer(
+        self, layer: str, write: Callable[[bytes], object], *, mtime_max_s: int | None = None
+    ) -> LayerCounts:
+        """Hand the layer as an uncompressed OCI layer tar to `write`. `mtime_max_s`: what is newer gets this time, in the
+        guest's layer too."""
+        return self._take({"op": "layer-capture", "layer": layer, "mtime_max_s": mtime_max_s}, write)
 
     def drop_layer(self, layer: str) -> None:
         """Forget a layer and free its space."""

@@ -99,6 +99,7 @@ def plan_boot_document(spec: MachineSpec, attachment: Attachment | None) -> dict
         "stop_signal": parse_signal(spec.entrypoint.stop_signal),
         "start_entrypoint": spec.kind == "run",
         "tty": False,
+        "volumes": list(spec.volumes),
     }
     if spec.kind == "run":
         upper = "vdb" if spec.root_mode == "overlay" else None

@@ -40,7 +40,8 @@ class MachineSpec(msgspec.Struct, frozen=True):
     `kind`: "run" or "build". `image`: the familiar reference; `image_digest`: its manifest's. `memory_mib`: MiB.
     `init`: direct (vminit is PID 1) or system (the image's own init is).
     `disk_size_bytes`: of the upper disk. `network`: a network's name, or None for none. `env`: of the run; wins over the image's.
-    `users`: SSH public keys by user name. `auto_remove`: removed with everything once it has ended.
+    `volumes`: folders that the image calls so. `users`: SSH public keys by user name.
+    `auto_remove`: removed with everything once it has ended.
     `remover`: the command that follows it and removes it then; where that has died, it is as with `auto_remove`.
     `profile`: the profile that it belongs to.
     """
@@ -69,5 +70,6 @@ class MachineSpec(msgspec.Struct, frozen=True):
     auto_remove: bool = False
     remover: ProcessIdentity | None = None
     boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S
+    volumes: list[str] = []
     labels: dict[str, str] = {}
     profile: str = ""

@@ -93,12 +93,17 @@ def _forget_steps(garbage: Garbage, database: Database) -> None:
                 database.execute("DELETE FROM steps WHERE key = ?", (key,))
 
 
-def plan_step_removal(blobs: BlobStore, database: Database, step_keys: Collection[str]) -> Garbage:
+def plan_step_removal(
+    blobs: BlobStore, database: Database, step_keys: Collection[str], kept_images: Collection[str] = ()
+) -> Garbage:
     """What goes with these cached steps: their records, and the layers that no other step and no named image holds.
 
-    Raises StoreError where an image is damaged.
+    `kept_images`: manifests that somebody uses, named or not. Raises StoreError where an image is damaged.
     """
-    kept = {layer.digest for image in ImageStore(blobs).list_images() for layer in image.layers}
+    store = ImageStore(blobs)
+    images = store.list_images()
+    images += [store.load_image(Digest(digest)) for digest in kept_images if blobs.has(Digest(digest))]
+    kept = {layer.digest for image in images for layer in image.layers}
     doomed: set[Digest] = set()
     found: list[str] = []
     for row in database.query("SELECT key, layer_digest FROM steps"):

@@ -83,6 +83,7 @@ class FakeGuest:
         self.dropped: list[str] = []
         self.applied: list[str] = []
         self.written: list[list[str]] = []
+        self.limits: list[int] = []
         self.dead = threading.Event()
         self._lock = threading.Lock()
 
@@ -192,8 +193,11 @@ class FakeGuest:
         self.layers[layer] = tree
         return LayerCounts(len(tree), 0)
 
-    def capture_layer(self, layer: str, write: Callable[[bytes], object]) -> LayerCounts:
+    def capture_layer(
+        self, layer: str, write: Callable[[bytes], object], *, mtime_max_s: int | None = None
+    ) -> LayerCounts:
         self._check()
+        self.limits += [] if mtime_max_s is None else [mtime_max_s]
         data = make_tar(self.layers[layer])
         for start in range(0, len(data), 1000):
             write(data[start : start + 1000])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.unit.build.fakes import Workshop
+import pytest
+
+from firebuild.errors import GuestError
+from tests.unit.build.fakes import FakeGuest, Workshop
 
 TWO = """FROM debian:12 AS one
 RUN first
@@ -97,3 +100,23 @@ def test_a_name_like_a_stage_s_is_told_so(workshop: Workshop) -> None:
     error = workshop.fail("FROM debian:12 AS builder\nRUN first\nFROM debian:12\nCOPY --from=biulder /x /\n")
     assert "`biulder` is none of the stages above" in error.message
     assert error.hint == "did you mean `builder`? the stages are builder"
+
+
+def test_a_result_that_does_not_fit_its_disk_names_the_setting(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: FakeGuest, stack: list[str], drive: str) -> None:
+        raise GuestError("No space left on device", guest_code="no-space")
+
+    monkeypatch.setattr(FakeGuest, "merge_disk", refuse)
+    error = workshop.fail("FROM debian:12\nRUN first\n")
+    assert "root disk" in error.message and error.hint is not None and "FIREBUILD_ROOT_DISK" in error.hint
+
+
+def test_a_source_date_is_part_of_the_key_and_bounds_the_times_of_layers(workshop: Workshop) -> None:
+    text = "FROM debian:12\nRUN first\n"
+    workshop.build(text)
+    dated, recorder = workshop.build(text, build_args={"SOURCE_DATE_EPOCH": "5"})
+    assert dated.booted and recorder.reason("first") == "rebuilt: SOURCE_DATE_EPOCH changed"
+    assert workshop.guest.limits == [5]
+    assert not workshop.build(text, build_args={"SOURCE_DATE_EPOCH": "5"})[0].booted

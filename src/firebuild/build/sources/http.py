@@ -34,6 +34,7 @@ from firebuild.host.files import map_os_error
 MAX_REDIRECTS = 5
 _CHUNK = 256 * 1024
 _CANCEL_CHECK_S = 0.5
+_VALIDATOR_MAX = 1000
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -48,6 +49,19 @@ class FetchLimits(msgspec.Struct, frozen=True):
     slow_s: float = 60.0
 
 
+class Validators(msgspec.Struct, frozen=True):
+    """What a server calls a version of a file: its ETag and its Last-Modified, as they came; empty where it said none."""
+
+    etag: str = ""
+    last_modified: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.etag or self.last_modified)
+
+
+NO_VALIDATORS = Validators()
+
+
 @dataclass(frozen=True)
 class Fetched:
     """A fetched body, in a file without a name. `url`: after redirects; `sha256`: hex; `mtime_s`: Last-Modified or None."""
@@ -58,6 +72,7 @@ class Fetched:
     sha256: str
     mtime_s: int | None
     content_type: str
+    validators: Validators = NO_VALIDATORS
 
 
 def fetch(
@@ -74,10 +89,27 @@ def fetch(
     redirect may not lead from a public address to a private one, from a private one to this host, or from TLS to plain.
     `rank`: how close the first address may be (rank_address); once `canceled` is set, the fetch fails.
     """
+    fetched = fetch_changed(url, scratch, Validators(), limits, rank=rank, canceled=canceled)
+    assert fetched is not None, "only a conditional request is answered by 304"
+    return fetched
+
+
+def fetch_changed(
+    url: Url,
+    scratch: Scratch,
+    known: Validators,
+    limits: FetchLimits | None = None,
+    *,
+    rank: int = ANY_RANK,
+    canceled: threading.Event | None = None,
+) -> Fetched | None:
+    """As fetch; None if the server says that the file is the version that is `known`."""
     limits = limits or FetchLimits()
     deadline = Deadline(limits.timeout_s, f"fetching `{url.shown}`")
-    bounds = _Bounds(limits, deadline, canceled or threading.Event())
+    bounds = _Bounds(limits, deadline, canceled or threading.Event(), known)
     with _open_final(url, rank, bounds) as (final, response):
+        if response.status == 304 and known:
+            return None
         if response.status != 200:
             _fail(
                 url, final, f"the server answered {response.status} {neutralise(response.reason or '')[:100]}".rstrip()
@@ -102,6 +134,7 @@ class _Bounds:
     limits: FetchLimits
     deadline: Deadline
     canceled: threading.Event
+    known: Validators = NO_VALIDATORS
 
     def timeout_s(self) -> float:
         """For the next wait. Raises DeadlineError."""
@@ -161,7 +194,7 @@ def _open(url: Url, here: Url, rank: int, bounds: _Bounds) -> Iterator[tuple[htt
             if here.scheme == "https" and proxy is None:
                 _start_tls(connection, here.host)
             connection.response_class = _Response
-            connection.request("GET", target, headers=_headers(url, here, proxy))
+            connection.request("GET", target, headers=_headers(url, here, proxy, bounds.known))
             response = connection.getresponse()
         with _cut_after(response, bounds.deadline.remaining_s(), bounds.canceled):
             yield response, found
@@ -254,9 +287,13 @@ def _start_tls(connection: http.client.HTTPConnection, host: str) -> None:
     connection.sock.do_handshake()
 
 
-def _headers(url: Url, here: Url, proxy: Url | None) -> dict[str, str]:
+def _headers(url: Url, here: Url, proxy: Url | None, known: Validators) -> dict[str, str]:
     headers = {"Host": here.netloc, "User-Agent": f"firebuild/{__version__}", "Accept": "*/*"}
     headers |= {"Accept-Encoding": "identity", "Connection": "close"}
+    if known.etag:
+        headers["If-None-Match"] = known.etag
+    elif known.last_modified:
+        headers["If-Modified-Since"] = known.last_modified
     if url.login is not None and here.origin == url.origin:
         headers["Authorization"] = basic_credentials(url)
     if proxy is not None and proxy.login is not None and here.scheme == "http":
@@ -369,7 +406,14 @@ def _save(url: Url, final: Url, response: http.client.HTTPResponse, scratch: Scr
     return Fetched(
         url=final, file=file, size=size, sha256=total.hexdigest(), mtime_s=_parse_date(response),
         content_type=(response.getheader("Content-Type") or "").partition(";")[0].strip().lower()[:100],
+        validators=Validators(_validator(response, "ETag"), _validator(response, "Last-Modified")),
     )  # fmt: skip
+
+
+def _validator(response: http.client.HTTPResponse, name: str) -> str:
+    """A header's value that may be sent back: short, and of visible characters."""
+    value = response.getheader(name) or ""
+    return value if len(value) <= _VALIDATOR_MAX and value.isascii() and value.isprintable() else ""
 
 
 def _read(url: Url, final: Url, response: http.client.HTTPResponse, bounds: _Bounds) -> Iterator[bytes]:

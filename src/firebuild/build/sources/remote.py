@@ -21,13 +21,14 @@ from firebuild.build.sources.gitref import GitSource, is_commit, looks_like_git,
 from firebuild.build.sources.gitrun import GitLimits, SshAccess
 from firebuild.build.sources.scratch import Scratch
 from firebuild.build.sources.spec import HttpSource
-from firebuild.build.sources.url import parse_url
+from firebuild.build.sources.url import Url, parse_url
 from firebuild.build.tree import check_kind
 from firebuild.errors import ContextError, DockerfileError, UsageError
 from firebuild.guest.build import CopyItem
 
 if TYPE_CHECKING:
     from firebuild.build.sources.http import Fetched, FetchLimits
+    from firebuild.build.sources.httpcache import HttpCache
 
 HTTP_MODE = 0o600
 _CHUNK = 256 * 1024
@@ -115,7 +116,8 @@ def _git_checksum(git: GitSource, checksum: str) -> GitSource:
 
 class RemoteSources:
     """Fetches for one build. A context manager; thread-safe. `rank`: how close an address may be that the Dockerfile
-    names (http.rank_address): a stranger's Dockerfile must not reach what only this host can."""
+    names (http.rank_address): a stranger's Dockerfile must not reach what only this host can. `cache`: what was fetched
+    before; a file that its server calls unchanged, or that a checksum names, comes from there."""
 
     def __init__(
         self,
@@ -125,12 +127,14 @@ class RemoteSources:
         rank: int = ANY_RANK,
         http_limits: FetchLimits | None = None,
         git_limits: GitLimits | None = None,
+        cache: HttpCache | None = None,
     ) -> None:
         self.canceled = threading.Event()
         self._scratch = scratch
         self._git = GitFetcher(scratch, ssh or SshAccess(), git_limits or GitLimits(), self.canceled)
         self._rank = rank
         self._http_limits = http_limits
+        self._cache = cache
         self._resources = ExitStack()
         self._lock = threading.Lock()
 
@@ -164,17 +168,38 @@ class RemoteSources:
 
     def fetch_file(self, add: RemoteAdd) -> Fetched:
         """Fetch a URL and check its checksum."""
-        from firebuild.build.sources.http import fetch
-
         assert isinstance(add.source, HttpSource), "only files are fetched"
         url = add.source.url
-        fetched = fetch(url, self._scratch, self._http_limits, rank=self._rank, canceled=self.canceled)
+        fetched = self._fetch(url, add.checksum)
         with self._lock:
             self._resources.callback(fetched.file.close)
         if add.checksum and fetched.sha256 != add.checksum:
             raise ContextError(
                 f"`{url.shown}` is not what --checksum says: expected sha256:{add.checksum}, got sha256:{fetched.sha256}"
             )
+        return fetched
+
+    def _fetch(self, url: Url, checksum: str) -> Fetched:
+        from firebuild.build.sources.http import Validators, fetch_changed
+
+        kept = self._cache.find(url) if self._cache is not None else None
+        if self._cache is not None and kept is not None and kept.sha256 == checksum:
+            found = self._cache.open(kept, url)
+            if found is not None:
+                return found
+            kept = None
+        known = kept.validators if kept is not None else Validators()
+        limits, rank, canceled = self._http_limits, self._rank, self.canceled
+        fetched = fetch_changed(url, self._scratch, known, limits, rank=rank, canceled=canceled)
+        if fetched is None and self._cache is not None and kept is not None:
+            fetched = self._cache.open(kept, url)
+        if fetched is None:
+            # What was kept is gone, or no longer what it was.
+            kept = None
+            fetched = fetch_changed(url, self._scratch, Validators(), limits, rank=rank, canceled=canceled)
+            assert fetched is not None, "only a conditional request is answered by 304"
+        if self._cache is not None and (kept is None or kept.sha256 != fetched.sha256):
+            self._cache.keep(url, fetched)
         return fetched
 
     def _select_git(self, add: RemoteAdd, source: GitSource) -> RemoteItem:

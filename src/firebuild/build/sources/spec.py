@@ -47,10 +47,19 @@ class HttpSource:
 
 
 @dataclass(frozen=True)
+class OciLayout:
+    """An image in a folder of the OCI image layout. `name`: its tag there, empty for the only one."""
+
+    path: str
+    name: str
+
+
+@dataclass(frozen=True)
 class ImageContext:
-    """An image as a named context. `reference`: None for `scratch`."""
+    """An image as a named context. `reference`: None for `scratch`; of one in a layout a name that no registry has."""
 
     reference: Reference | None
+    layout: OciLayout | None = None
 
 
 Source = StdinSource | InlineSource | LocalSource | HttpSource | GitSource
@@ -89,7 +98,7 @@ def parse_dockerfile_source(text: str, exists: Callable[[str], bool]) -> Source:
 def parse_named_context(text: str, exists: Callable[[str], bool]) -> tuple[str, Source | ImageContext]:
     """The value of --build-context, `name=source`. The name comes back as `normalise_context_name` has it.
 
-    Raises UsageError; for `oci-layout://`, `docker-daemon:` and the like, which are no contexts here, by their name.
+    Raises UsageError; for `docker-daemon:` and the like, which are no contexts here, by their name.
     """
     name, equals, value = text.partition("=")
     if not equals or not value:
@@ -99,7 +108,9 @@ def parse_named_context(text: str, exists: Callable[[str], bool]) -> tuple[str, 
     if value.startswith("docker-image://"):
         image = value.removeprefix("docker-image://")
         return normalise_context_name(name), ImageContext(None if image == "scratch" else parse_reference(image))
-    if value.startswith(("oci-layout://", "target:", "input:", "container:", "docker-daemon:")):
+    if value.startswith("oci-layout://"):
+        return normalise_context_name(name), _parse_layout(name, value.removeprefix("oci-layout://"))
+    if value.startswith(("target:", "input:", "container:", "docker-daemon:")):
         kind = re.split(r":", value, maxsplit=1)[0]
         raise UsageError(
             f"the build context `{name}` is an `{kind}:` source, which firebuild does not take",
@@ -109,6 +120,19 @@ def parse_named_context(text: str, exists: Callable[[str], bool]) -> tuple[str, 
     if isinstance(source, StdinSource):
         raise UsageError(f"the build context `{name}` cannot be standard input")
     return normalise_context_name(name), source
+
+
+def _parse_layout(name: str, text: str) -> ImageContext:
+    folder, slash, last = text.rpartition("/")
+    last, _, tag = last.partition(":")
+    path = folder + slash + last
+    if not path or "@" in last + tag or ":" in tag or "," in text or ":" in path or "\0" in text:
+        raise UsageError(
+            f"the build context `{name}` names no image layout",
+            hint="write oci-layout://FOLDER or oci-layout://FOLDER:TAG",
+        )
+    reference = Reference(domain="oci-layout", path=normalise_context_name(name), tag=None, digest=None)
+    return ImageContext(reference, OciLayout(path, tag))
 
 
 def normalise_context_name(name: str) -> str:

@@ -19,13 +19,13 @@ from firebuild.events.text import neutralise
 from firebuild.names import parse_size
 
 _FILTER_KEYS = ("id", "kind", "shared", "unused-for", "until")
-_FILTER_HELP = "kind=step|mount, id=…, shared=true|false, unused-for=24h (also until=)."
+_FILTER_HELP = "kind=step|mount|file, id=…, shared=true|false, unused-for=24h (also until=)."
 _DESCRIPTION_MAX = 60
 
 
 @click.group()
 def cache() -> None:
-    """The build cache: results of steps, and the folders of RUN --mount=type=cache."""
+    """The build cache: results of steps, the folders of RUN --mount=type=cache, and files that ADD fetched."""
 
 
 @cache.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -153,8 +154,14 @@ def make_request(options: Mapping[str, Any]) -> RootfsRequest:
         pre_commands=options["pre_commands"],
         post_commands=options["post_commands"],
         trust_host_ca=options["trust_host_ca"],
-        proxies=load_proxy_args(),
+        defaults={**load_proxy_args(), **_load_epoch(os.environ)},
     )
+
+
+def _load_epoch(environment: Mapping[str, str]) -> dict[str, str]:
+    """The caller's SOURCE_DATE_EPOCH, as docker buildx takes it (reproducible-builds.org)."""
+    epoch = environment.get("SOURCE_DATE_EPOCH")
+    return {"SOURCE_DATE_EPOCH": epoch} if epoch else {}
 
 
 def parse_labels(texts: Iterable[str]) -> dict[str, str]:

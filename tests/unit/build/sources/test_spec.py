@@ -211,7 +211,19 @@ def test_named_contexts() -> None:
     assert parse_named_context("a=docker-image://scratch", no) == ("a", ImageContext(None))
     _, found = parse_named_context("a=docker-image://debian:12", no)
     assert isinstance(found, ImageContext) and found.reference is not None and found.reference.familiar == "debian:12"
-    for text in ("a", "=x", "a=", "a b=x", "a=-", "a=oci-layout://x", "a=target:x", "a=container:x", "-a=x"):
+    for text in (
+        "a",
+        "=x",
+        "a=",
+        "a b=x",
+        "a=-",
+        "a=oci-layout://",
+        "a=oci-layout:///x@sha256:0",
+        "a=oci-layout://x:1:2",
+        "a=target:x",
+        "a=container:x",
+        "-a=x",
+    ):
         with pytest.raises(UsageError):
             parse_named_context(text, no)
     assert normalise_context_name("docker.io/library/debian:latest") == normalise_context_name("debian") == "debian"
