@@ -4,39 +4,63 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::paths::{self, Missing};
-use crate::tree;
+use crate::tree::{self, Kind};
 
-/// The paths that match, sorted; a path without pattern characters is itself, whether it exists or not.
+/// The paths that match, sorted; a path without wildcards is itself, whether it exists or not.
+///
+/// Links are followed up to the first component with a wildcard, and not behind it, as in `BuildKit`.
 ///
 /// Errors: EINVAL for a pattern that does not parse.
 pub fn expand(root: BorrowedFd<'_>, pattern: &[u8]) -> io::Result<Vec<Vec<u8>>> {
     let parts = paths::split(pattern);
-    let mut found: Vec<Vec<Vec<u8>>> = vec![Vec::new()];
-    for part in &parts {
+    let first = parts.iter().position(|part| has_wildcard(part)).unwrap_or(parts.len());
+    let (above, below) = parts.split_at(first);
+    let prefix: Vec<Vec<u8>> = above.iter().map(|part| unescape(part)).collect();
+    if below.is_empty() {
+        return Ok(vec![paths::join(&prefix)]);
+    }
+    let mut found = vec![prefix];
+    for (number, part) in below.iter().enumerate() {
+        matches(part, b"")?;
+        let last = number + 1 == below.len();
         let mut next = Vec::new();
         for prefix in found {
-            if !part.iter().any(|byte| b"*?[\\".contains(byte)) {
-                let mut path = prefix;
-                path.push(part.clone());
-                next.push(path);
-                continue;
-            }
             // A prefix that is no directory has nothing that could match.
-            let Ok(dir) = paths::open_dir(root, &paths::join(&prefix), Missing::Fail) else {
-                matches(part, b"")?;
-                continue;
-            };
+            let Ok(dir) = paths::open_dir(root, &paths::join(&prefix), Missing::Fail) else { continue };
             for name in tree::names(dir.as_fd())? {
-                if matches(part, &name)? {
-                    let mut path = prefix.clone();
-                    path.push(name);
-                    next.push(path);
+                if !matches(part, &name)? {
+                    continue;
+                }
+                if last || tree::find(dir.as_fd(), &name)?.is_some_and(|info| info.kind == Kind::Directory) {
+                    next.push([&prefix[..], std::slice::from_ref(&name)].concat());
                 }
             }
         }
         found = next;
     }
     Ok(found.iter().map(|path| paths::join(path)).collect())
+}
+
+fn has_wildcard(part: &[u8]) -> bool {
+    let mut bytes = part.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'*' | b'?' | b'[' => return true,
+            b'\\' => drop(bytes.next()),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// A component without wildcards as the name that it means.
+fn unescape(part: &[u8]) -> Vec<u8> {
+    let mut name = Vec::with_capacity(part.len());
+    let mut bytes = part.iter();
+    while let Some(byte) = bytes.next() {
+        name.push(if *byte == b'\\' { *bytes.next().unwrap_or(byte) } else { *byte });
+    }
+    name
 }
 
 /// Whether one name matches one component of a pattern.

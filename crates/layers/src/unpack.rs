@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::fs::AtFlags;
@@ -68,6 +68,7 @@ impl Unpacker {
             let (target, parents) = link.and_then(<[_]>::split_last).ok_or(io::ErrorKind::InvalidInput)?;
             let from = paths::open_dir(self.root.as_fd(), &paths::join(parents), Missing::Fail)?;
             rustix::fs::linkat(&from, &target[..], &dir, &name[..], AtFlags::empty())?;
+            set_linked(dir.as_fd(), name, info)?;
             return Ok(None);
         }
         if entry.kind == EntryKind::Plain(Kind::Symlink) {
@@ -104,4 +105,17 @@ impl Unpacker {
         let below = [path, b"/"].concat();
         self.directories.retain(|known, _| known != path && !known.starts_with(&below));
     }
+}
+
+/// The last entry of a file with several names says what it is, as in Docker. An owner that stays is not set: that would
+/// cost the file its capabilities.
+fn set_linked(dir: BorrowedFd<'_>, name: &[u8], info: Info) -> io::Result<()> {
+    let now = tree::find(dir, name)?.ok_or(io::ErrorKind::NotFound)?;
+    if (now.uid, now.gid) != (info.uid, info.gid) {
+        return tree::set_attributes(dir, name, &Info { kind: now.kind, ..info }, &Xattrs::new());
+    }
+    if now.kind != Kind::Symlink && now.mode != info.mode {
+        rustix::fs::chmodat(dir, name, rustix::fs::Mode::from_raw_mode(info.mode), AtFlags::empty())?;
+    }
+    tree::set_mtime(dir, name, info.mtime)
 }

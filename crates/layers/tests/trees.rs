@@ -153,6 +153,11 @@ add("out/lib1.so", data=b"1")
 add("out/lib2.so", data=b"2")
 add("out/current", "link", linkname="app")
 add("out/null", "char", devmajor=1, devminor=3)
+add("more/a/x")
+add("more/b/y")
+add("more/c/x")
+add("more/link", "link", linkname="c")
+add("more/[x]")
 "#;
     bench.apply("s1", &[], &archive(stage)).reply();
     let from = |layer: &str, paths: Value, dest: &str, extra: &[(&str, Value)]| {
@@ -189,6 +194,15 @@ add("out/null", "char", devmajor=1, devminor=3)
     assert_eq!(from("f3", json!(["/out/../../../out/lib1.so"]), "/x", &[]).reply()["bytes"], 1);
     assert_eq!(from("f4", json!(["/out/no*"]), "/x", &[]).reply()["entries"], 0, "a pattern may match nothing");
     assert_eq!(bench.captured("f4"), Vec::<String>::new());
+    let count = |layer: &str, pattern: &str| from(layer, json!([pattern]), "/x/", &[]).reply()["entries"].clone();
+    assert_eq!(
+        count("f5", "/more/*/x"),
+        2,
+        "what a component does not match is left out, and no link is followed behind a wildcard"
+    );
+    assert_eq!(count("f6", "/more/link/?"), 1, "above it links are followed");
+    assert_eq!(count("f7", "/more/\\[x]"), 1, "escaped, it is a name");
+    assert_eq!(from("f8", json!(["/more/\\[y]"]), "/x/", &[]).code(), "not-found");
 }
 
 #[test]
@@ -408,7 +422,7 @@ const PACKED: &str = r#"
 add("0", "dir", mode=0o700, uid=99)
 add("0/a", "dir", mode=0o1770, uid=5, gid=6, mtime=1500000000)
 add("0/a/tool", data=b"new", mode=0o4755, uid=7, gid=8, xattrs={"user.k": "v"})
-add("0/a/same", "hard", linkname="0/a/tool")
+add("0/a/same", "hard", linkname="0/a/tool", mode=0o4711, uid=9, gid=8)
 add("0/a/late", "dir", mode=0o711, mtime=1400000000)
 add("0/deep/er/x", uid=3)
 add("0/up", "link", linkname="../../../a", uid=4)
@@ -428,10 +442,11 @@ fn an_archive_is_unpacked_with_its_owners_and_modes() {
     let expected = [
         "dir new/a 1770 5:6 1500000000",
         "dir new/a/late 711 0:0 1400000000",
-        "file new/a/same 4755 7:8 1000000000 11507a0e 3 user.k=76",
+        // Of a file with several names the last entry counts.
+        "file new/a/same 4711 9:8 1000000000 11507a0e 3 user.k=76",
         // A link in the archive leads on inside the destination, which is its root.
         "file new/a/through 644 0:0 1000000000 6b86b273 1",
-        "hard new/a/tool 4755 7:8 1000000000 -> new/a/same",
+        "hard new/a/tool 4711 9:8 1000000000 -> new/a/same",
     ];
     assert!(found[0].starts_with("dir new 755 0:0"), "{found:#?}");
     assert_eq!(found[1..6], expected, "{found:#?}");

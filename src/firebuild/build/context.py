@@ -120,7 +120,8 @@ class BuildContext(ContextTree):
         size = status.st_size if kind == "file" else 0
         mode = stat.S_IMODE(status.st_mode)
         mtime_s = int(status.st_mtime) if self._mtime_s is None else self._mtime_s
-        return Entry(path, kind, mode, size, mtime_s, target, _identity(status))
+        inode = (status.st_dev, status.st_ino) if kind == "file" and status.st_nlink > 1 else ()
+        return Entry(path, kind, mode, size, mtime_s, target, _identity(status), inode)
 
     def _call(self, path: str, call: Callable[[], _T]) -> _T:
         try:

@@ -25,11 +25,13 @@ _BLOCK = tarfile.BLOCKSIZE
 
 
 class SelectedEntry(msgspec.Struct, frozen=True):
-    """One entry that is copied. `name`: in the tar, `0` or `0/etc/x`; `digest`: of content, kind, mode and link target."""
+    """One entry that is copied. `name`: in the tar, `0` or `0/etc/x`; `digest`: of content, kind, mode and link target;
+    `hard_link`: the name of the entry before it that it is another name of, else empty."""
 
     name: str
     entry: Entry
     digest: str
+    hard_link: str = ""
 
 
 class InlineContent(msgspec.Struct, frozen=True):
@@ -144,18 +146,25 @@ def find_sources(context: ContextTree, source: str) -> list[tuple[str, Entry]]:
             raise _missing(context, source, path)
         check_kind(found)
         return [(posixpath.basename(path) or "", found)]
+    first = next(number for number, part in enumerate(parts, start=1) if has_wildcard(part))
     matches: list[tuple[str, Entry]] = [("", context.root_entry())]
-    for part in parts:
+    for number, part in enumerate(parts, start=1):
         below: list[tuple[str, Entry]] = []
         for path, folder in matches:
             if folder.kind != "directory":
                 continue
-            for name in context.list_folder(folder.path):
+            for name, entry in context.list_folder(folder.path).items():
                 if match_component(part, name):
                     child = posixpath.join(path, name)
+                    if first <= number < len(parts) and entry.kind == "symlink":
+                        # As in BuildKit, links are followed above the first wildcard, and at the end.
+                        continue
                     resolved = context.find_resolved(child)
                     if resolved is not None:
                         below.append((child, resolved))
+                    elif number == len(parts):
+                        # A link to nowhere that a wildcard names is as wrong as one that is named in full.
+                        raise _missing(context, source, child)
         matches = below
     for _, entry in matches:
         check_kind(entry)
@@ -205,6 +214,7 @@ def _select_tree(context: ContextTree, number: int, top: Entry, chosen: Filter |
         pairs = chosen.walk(context, top)
     else:
         pairs = ((entry.path[len(top.path) :].strip("/"), entry) for entry in context.walk(top))
+    linked: dict[tuple[int, ...], str] = {}
     for relative, entry in pairs:
         check_kind(entry)
         name = f"{number}/{relative}" if relative else str(number)
@@ -216,7 +226,10 @@ def _select_tree(context: ContextTree, number: int, top: Entry, chosen: Filter |
             fields.add("mode", f"{entry.mode:o}")
         if entry.kind == "file":
             fields.add("content", context.compute_content_digest(entry))
-        yield SelectedEntry(name, entry, fields.hexdigest())
+        first = linked.setdefault(entry.inode, name) if entry.inode else name
+        if first != name:
+            fields.add("hard-link", first)
+        yield SelectedEntry(name, entry, fields.hexdigest(), first if first != name else "")
 
 
 def open_tar(context: ContextTree | None, selection: Selection, *, inline_mtime_s: int) -> Iterator[bytes]:
@@ -265,12 +278,14 @@ def _entry_chunks(context: ContextTree, selected: SelectedEntry) -> Iterator[byt
     info = _tar_info(selected.name, entry.mode, entry.mtime_s)
     if entry.kind == "directory":
         info.type = tarfile.DIRTYPE
+    elif selected.hard_link:
+        info.type, info.linkname = tarfile.LNKTYPE, selected.hard_link
     elif entry.kind == "symlink":
         info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.target, 0o777
     else:
         info.size = entry.size
     yield _header(info)
-    if entry.kind == "file":
+    if entry.kind == "file" and not selected.hard_link:
         yield from context.read_verified(entry)
         yield _padding(entry.size)
 

@@ -20,7 +20,8 @@ MAX_ENTRIES = 1_000_000
 
 class Entry(msgspec.Struct, frozen=True):
     """What stands at a path of the context. `path`: below the root, `""` for the root itself; `kind`: file, directory,
-    symlink, or what it is called if firebuild refuses it; `mode`: permission bits; `identity`: tells whether it changed."""
+    symlink, or what it is called if firebuild refuses it; `mode`: permission bits; `identity`: tells whether it changed;
+    `inode`: of a file with several names, the same for all of them, else empty."""
 
     path: str
     kind: str
@@ -29,6 +30,7 @@ class Entry(msgspec.Struct, frozen=True):
     mtime_s: int
     target: str
     identity: tuple[int, ...]
+    inode: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:

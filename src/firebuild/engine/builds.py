@@ -77,7 +77,8 @@ def build_rootfs(
         engine.repair()
         reporter = Reporter(progress or NullSink())
         with open_build_request(engine, request, reporter, stdin=stdin) as wanted:
-            result = _build(engine, request, replace(wanted, debug=debug), reporter)
+            services = make_build_services(engine, request)
+            result = build_image(replace(wanted, debug=debug), services, reporter)
             FactStore(engine.database).save(result.image.manifest_digest, _plan_facts(engine, request, wanted, result))
             sync_views(engine, [f"{tag.name}:{tag.tag}" for tag in request.tags if tag.tag is not None])
         return result
@@ -111,8 +112,9 @@ def _find_parent(engine: Engine, result: BuildResult) -> tuple[str, str]:
     return found
 
 
-def _build(engine: Engine, request: RootfsRequest, wanted: BuildRequest, reporter: Reporter) -> BuildResult:
-    services = BuildServices(
+def make_build_services(engine: Engine, request: RootfsRequest) -> BuildServices:
+    """What a build of `request` is given of this installation. The caller holds the store (`Engine.use_store`)."""
+    return BuildServices(
         blobs=engine.blobs,
         images=engine.images,
         disks=engine.disks,
@@ -126,7 +128,6 @@ def _build(engine: Engine, request: RootfsRequest, wanted: BuildRequest, reporte
         caches=engine.caches,
         scratch=engine.layout.scratch,
     )
-    return build_image(wanted, services, reporter)
 
 
 @contextmanager

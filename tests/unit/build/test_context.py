@@ -60,6 +60,37 @@ def list_tar(context: BuildContext, selection: Selection) -> list[tuple[str, str
     return found
 
 
+def test_hard_links_stay_one_file_within_a_source(folder: Path) -> None:
+    (folder / "app" / "again").hardlink_to(folder / "app" / "main.py")
+    (folder / "c.txt").hardlink_to(folder / "a.txt")
+    with BuildContext(folder) as context:
+        chosen = select_sources(context, ["app", "a.txt", "c.txt"])
+        names = dict(list_tar(context, chosen))
+        assert names["0/main.py"] == "0/again" and names["0/again"] == "644 print(1)"
+        # Sources are copied one by one: a file of two of them becomes two files.
+        assert names["1"] == names["2"] == "644 a"
+    (folder / "app" / "again").unlink()
+    (folder / "app" / "again").write_text("print(1)")
+    with BuildContext(folder) as context:
+        assert select_sources(context, ["app", "a.txt", "c.txt"]).digest != chosen.digest
+
+
+def test_wildcards_follow_links_above_and_at_the_end_only(folder: Path) -> None:
+    (folder / "to-app").symlink_to("app")
+    (folder / "app" / "to-deep").symlink_to("deep")
+    (folder / "nowhere").symlink_to("gone")
+
+    def names(source: str) -> list[str]:
+        with BuildContext(folder) as context:
+            return [item.name or item.kind for item in select_sources(context, [source]).items]
+
+    assert names("to-app/*.py") == ["main.py"]
+    assert names("to-a*") == ["directory"]
+    assert names("to-a*/*.py") == [] and names("app/to-d*/x") == []
+    with pytest.raises(ContextError, match=r"no\*` is not in the build context"):
+        names("no*")
+
+
 def test_files_and_folders_become_items(context: BuildContext) -> None:
     selection = select_sources(context, ["a.txt", "app/", "*.txt"])
     assert selection.items == (

@@ -7,6 +7,8 @@ import posixpath
 from collections.abc import Iterator
 from typing import BinaryIO
 
+import msgspec
+
 from firebuild.build.sources.scratch import Scratch
 from firebuild.build.sources.tarread import TarEntry, TarLimits, TarReader
 from firebuild.build.tree import ContextTree, Entry
@@ -97,6 +99,7 @@ class TarTree(ContextTree):
         name = posixpath.basename(entry.path)
         old = folder.get(name)
         kind, size, mode, mtime_s, target = entry.kind, entry.size, entry.mode, entry.mtime_s, entry.target
+        inode: tuple[int, ...] = ()
         if kind == "hardlink":
             linked = self._find(entry.target)
             if linked is None or linked.kind == "directory":
@@ -106,6 +109,9 @@ class TarTree(ContextTree):
                 )
             kind, size, mode, mtime_s, target = linked.kind, linked.size, linked.mode, linked.mtime_s, linked.target
             offset = self._offsets.get(linked.path, 0)
+            inode = linked.inode or ((offset,) if kind == "file" else ())
+            if inode and not linked.inode:
+                self._ensure_parents(linked.path)[linked.name] = msgspec.structs.replace(linked, inode=inode)
         if old is not None and old.kind == "directory" and kind != "directory":
             self._forget(old.path)
         if kind == "directory":
@@ -113,7 +119,7 @@ class TarTree(ContextTree):
         self._offsets.pop(entry.path, None)
         if kind == "file":
             self._offsets[entry.path] = offset
-        folder[name] = Entry(entry.path, kind, mode, size, mtime_s, target if kind == "symlink" else "", ())
+        folder[name] = Entry(entry.path, kind, mode, size, mtime_s, target if kind == "symlink" else "", (), inode)
 
     def _ensure_parents(self, path: str) -> dict[str, Entry]:
         folder, here = self._children[""], ""
