@@ -69,6 +69,7 @@ class MachineLayout:
         self.vmm_log = state / "vmm.log"
         self.exit_record = state / "exit.json"
         self.network = state / "network.json"
+        self.known_hosts = state / "known_hosts"
         self.vmm_pid_file = run / "vmm.pid"
         self.api_socket = run / "api.sock"
         self.vsock = run / "v.sock"

@@ -146,6 +146,36 @@ def parse_reference(text: str) -> Reference:
     return Reference(domain=domain, path=rest, tag=tag, digest=Digest(digest) if digest else None)
 
 
+# A registry that cannot exist: .internal is reserved for private use.
+BASEOS_DOMAIN = "baseos.internal"
+
+
+def baseos_reference(reference: Reference) -> Reference:
+    """The name in the store of the base operating system that stands for an image's name: `baseos.internal/debian:12`.
+
+    Beside the image's own, so that both can be stored. No two images share one. Raises UsageError for a registry
+    that is an IPv6 address.
+    """
+    if is_baseos(reference):
+        return reference
+    # A port's colon is not part of a path; no domain has underscores.
+    domain = reference.domain.lower().replace(":", "__")
+    path = reference.path.removeprefix("library/") if domain == "docker.io" else f"{domain}/{reference.path}"
+    return parse_reference(f"{BASEOS_DOMAIN}/{path}" + (f":{reference.tag}" if reference.tag is not None else ""))
+
+
+def baseos_stands_for(reference: Reference) -> Reference:
+    """The image's name that a base operating system stands for: undoes baseos_reference."""
+    first, slash, rest = reference.path.partition("/")
+    path = f"{first.replace('__', ':')}{slash}{rest}" if slash else first
+    return parse_reference(path + (f":{reference.tag}" if reference.tag is not None else ""))
+
+
+def is_baseos(reference: Reference) -> bool:
+    """Whether the reference is the name of a base operating system."""
+    return reference.domain == BASEOS_DOMAIN
+
+
 _SIZE = re.compile(r"(?P<number>[0-9]+)(?P<unit>[bkmgt]?)(?:i?b)?", re.IGNORECASE)
 _SIZE_UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 

@@ -96,6 +96,18 @@ def plan_build(dockerfile: Dockerfile, options: PlanOptions, get_image: GetImage
     )
 
 
+def find_base_name(dockerfile: Dockerfile, options: PlanOptions) -> str:
+    """What the FROM of the target names, expanded; through stages down to an image, or `scratch`."""
+    stage: Stage = dockerfile.get_target(options.target)
+    scope = _plan_global_scope(dockerfile, options, stage)
+    while True:
+        name = scope.expand(stage.base).text
+        below = dockerfile.find_base(stage, name)
+        if below is None:
+            return name
+        stage = below
+
+
 def _plan_global_scope(dockerfile: Dockerfile, options: PlanOptions, target: Stage) -> GlobalScope:
     predefined = platform_args(options.platform, options.platform, target.name or "")
     scope = GlobalScope((), build_args=options.build_args, predefined=predefined, escape=dockerfile.escape)

@@ -25,7 +25,7 @@ from firebuild.dockerfile.stages import Dockerfile, parse_dockerfile
 from firebuild.errors import InternalError
 from firebuild.events.progress import Reporter
 from firebuild.events.text import neutralise
-from firebuild.names import Reference
+from firebuild.names import Reference, is_baseos, parse_reference
 from firebuild.store.disks import Disk
 from firebuild.store.images import Image
 
@@ -178,7 +178,13 @@ def plan_request(request: BuildRequest, dockerfile: Dockerfile, services: BuildS
     """The plan of a request; base images are resolved on the way, each reported. Nothing else is done."""
 
     def get_image(reference: Reference) -> Image:
-        with reporter.step(f"[internal] load metadata for {reference.full}"):
-            return services.resolve_base(reference)
+        with reporter.step(f"[internal] load metadata for {reference.full}") as report:
+            image = services.resolve_base(reference)
+            if image.reference and not is_baseos(reference) and is_baseos(parse_reference(image.reference)):
+                report.note(
+                    f"the stored base operating system {parse_reference(image.reference)}; "
+                    "--pull or --base-policy registry takes the registry's image instead"
+                )
+            return image
 
     return plan_build(dockerfile, make_options(request, request.target), get_image)

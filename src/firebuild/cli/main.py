@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "doctor": ("doctor", "doctor", "Show what this host offers and how to mend what is missing"),
     "kernel": ("kernel", "kernel", "Kernels: pull, import, ls, rm"),
     "image": ("image", "image", "Images: pull, push, save, load, import, export, ls, inspect, history, diff, tag, rm, prune"),
+    "baseos": ("baseos", "baseos", "Build a base operating system from a Dockerfile, in a microVM"),
     "rootfs": ("rootfs", "rootfs", "Build a root file system from a Dockerfile, in a microVM"),
     "build": ("rootfs", "rootfs", "Alias of rootfs"),
     "run": ("run", "run", "Start a microVM from an image"),
@@ -34,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "inspect": ("machines", "inspect", "Show everything about a machine, as JSON"),
     "logs": ("logs", "logs", "Show what a machine's entrypoint printed"),
     "exec": ("exec", "exec_", "Run a command in a running machine"),
+    "ssh": ("ssh", "ssh", "Log in to a running machine, or run a command in it, over its own sshd"),
     "stop": ("machines", "stop", "Stop machines: their stop signal, then force"),
     "kill": ("machines", "kill", "Terminate machines"),
     "rm": ("machines", "rm", "Remove ended machines with their disks and logs"),
@@ -141,7 +143,7 @@ def run_cli(arguments: list[str]) -> int:
     except FirebuildError as error:
         print_error(error)
         # As docker run and docker exec: 125 says that firebuild failed, not the command in the machine.
-        ran = arguments[:1] in (["run"], ["exec"])
+        ran = arguments[:1] in (["run"], ["exec"], ["ssh"])
         return USAGE_STATUS if ran and error.exit_status == 1 else error.exit_status
     except click.exceptions.Exit as exit_:
         return exit_.exit_code

@@ -8,11 +8,13 @@ from pathlib import Path
 from firebuild.build.sources.spec import ImageContext, OciLayout, Source
 from firebuild.engine.core import Engine
 from firebuild.engine.images import host_architecture, pull_image
-from firebuild.errors import ContextError, ImageError, NotFoundError, RegistryError
+from firebuild.errors import ContextError, ImageError, NotFoundError, RegistryError, UsageError
 from firebuild.images import transfer
 from firebuild.images.remote import load_remote_config
-from firebuild.names import Reference
+from firebuild.names import Reference, baseos_reference, is_baseos, parse_reference
 from firebuild.store.images import Image, parse_config
+
+POLICIES = ("stored", "registry")
 
 
 def list_layouts(contexts: Mapping[str, Source | ImageContext]) -> dict[str, OciLayout]:
@@ -35,16 +37,41 @@ def load_layout_image(engine: Engine, layout: OciLayout) -> Image:
         return engine.images.load_image(moved.manifest_digest)
 
 
+def find_stored(engine: Engine, reference: Reference, policy: str = "stored") -> Image | None:
+    """The stored image of a name, its base operating system before the image itself, unless `policy` is registry.
+
+    What a digest names is that image and no other. An operating system has no IPv6 registry in its name.
+    """
+    if policy == "stored" and reference.digest is None and not reference.domain.startswith("["):
+        image = engine.images.find_image(baseos_reference(reference))
+        if image is not None:
+            return image
+    return engine.images.find_image(reference)
+
+
+def find_baseos(engine: Engine, name: str) -> Image | None:
+    """The stored base operating system that stands for the image of a reference; None for ids and digests."""
+    try:
+        reference = parse_reference(name)
+        stored = baseos_reference(reference)
+    except UsageError:
+        return None
+    return engine.images.find_image(stored) if reference.digest is None else None
+
+
 def resolve_base(
-    engine: Engine, reference: Reference, *, pull: bool = False, layouts: Mapping[str, OciLayout] | None = None
-) -> Image:
-    """The stored image of a reference, else the registry's. With `pull` the registry's, which is only fetched if it is
-    another one than the stored image; what a digest names cannot be another one. `layouts`: references that stand for
-    images in layouts. Raises NotFoundError, ContextError, ImageError."""
+    engine: Engine, reference: Reference, *, pull: bool = False, policy: str = "stored",
+    layouts: Mapping[str, OciLayout] | None = None,
+) -> Image:  # fmt: skip
+    """The stored base operating system or image of a reference, else the registry's image. With `pull` the registry's, which
+    is only fetched if it is another one than the stored image; what a digest names cannot be another one. `layouts`:
+    references that stand for images in layouts. Raises NotFoundError, ContextError, ImageError."""
     layout = layouts.get(reference.full) if layouts else None
     if layout is not None:
         return load_layout_image(engine, layout)
-    image = engine.keep_image(lambda: engine.images.find_image(reference))
+    if is_baseos(reference):
+        return engine.keep_image(lambda: engine.images.get_image(reference))
+    image = engine.keep_image(lambda: find_stored(engine, reference, "registry" if pull else policy))
     if image is not None and (not pull or reference.digest is not None):
         return image
     try:

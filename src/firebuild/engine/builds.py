@@ -19,7 +19,13 @@ from firebuild.build.sources.gitrun import caller_ssh_access
 from firebuild.build.sources.inputs import InputOpener, can_reopen
 from firebuild.build.sources.remote import RemoteSources
 from firebuild.build.sources.scratch import Scratch
-from firebuild.build.sources.spec import parse_context, parse_dockerfile_source, parse_named_context
+from firebuild.build.sources.spec import (
+    ImageContext,
+    Source,
+    parse_context,
+    parse_dockerfile_source,
+    parse_named_context,
+)
 from firebuild.dockerfile.lint.flow import looks_secret
 from firebuild.dockerfile.scope import PROXY_NAMES, Platform
 from firebuild.engine.bases import list_layouts, resolve_base
@@ -39,7 +45,8 @@ from firebuild.store.view import BuildConfig, StepFact
 class RootfsRequest(msgspec.Struct, frozen=True):
     """What `rootfs` is asked for. `dockerfile`, `context`: as firebuild.build.sources.spec reads them, a path, a URL, `-`
     or a Dockerfile's text; None: the other's. `build_contexts`: `name=source`; `lent`: secrets and SSH agents; `pull`: base
-    images anew; `machine`: how large the build machine is; `trust_host_ca`: None as the settings say; `defaults`: build
+    images anew; `base_policy`: stored (base operating systems first) or registry;
+    `machine`: how large the build machine is; `trust_host_ca`: None as the settings say; `defaults`: build
     arguments that the caller's host gives. The others as BuildRequest."""
 
     dockerfile: str | None
@@ -54,6 +61,7 @@ class RootfsRequest(msgspec.Struct, frozen=True):
     lent: Lent = Lent()
     no_cache_filter: Sequence[str] = ()
     pull: bool = False
+    base_policy: str = "stored"
     machine: MachineWish = MachineWish()
     pre_commands: Sequence[str] = ()
     post_commands: Sequence[str] = ()
@@ -77,18 +85,21 @@ def build_rootfs(
         engine.repair()
         reporter = Reporter(progress or NullSink())
         with open_build_request(engine, request, reporter, stdin=stdin) as wanted:
-            services = make_build_services(engine, request)
+            services = make_build_services(engine, request, wanted.contexts)
             result = build_image(replace(wanted, debug=debug), services, reporter)
-            FactStore(engine.database).save(result.image.manifest_digest, _plan_facts(engine, request, wanted, result))
+            FactStore(engine.database).save(result.image.manifest_digest, plan_facts(engine, request, wanted, result))
             sync_views(engine, [f"{tag.name}:{tag.tag}" for tag in request.tags if tag.tag is not None])
         return result
 
 
-def _plan_facts(engine: Engine, request: RootfsRequest, wanted: BuildRequest, result: BuildResult) -> Facts:
+def plan_facts(
+    engine: Engine, request: RootfsRequest, wanted: BuildRequest, result: BuildResult, kind: str = "rootfs"
+) -> Facts:
     """What is kept of how it was built. Build arguments that are a host's business, or look like secrets, are not."""
     kept = {name: value for name, value in request.build_args.items() if name.upper() not in PROXY_NAMES}
     parent_name, parent = _find_parent(engine, result)
     return Facts(
+        kind=kind,
         build=BuildConfig(
             build_args={name: value for name, value in kept.items() if not looks_secret(name)},
             dockerfile=wanted.name,
@@ -112,15 +123,20 @@ def _find_parent(engine: Engine, result: BuildResult) -> tuple[str, str]:
     return found
 
 
-def make_build_services(engine: Engine, request: RootfsRequest) -> BuildServices:
-    """What a build of `request` is given of this installation. The caller holds the store (`Engine.use_store`)."""
+def make_build_services(
+    engine: Engine, request: RootfsRequest, contexts: Mapping[str, Source | ImageContext] | None = None
+) -> BuildServices:
+    """What a build of `request` is given of this installation; `contexts`: its named ones. The caller holds the store
+    (`Engine.use_store`)."""
     return BuildServices(
         blobs=engine.blobs,
         images=engine.images,
         disks=engine.disks,
         database=engine.database,
         open_build_machine=partial(open_machine, engine, network=True, wish=request.machine),
-        resolve_base=partial(resolve_base, engine, pull=request.pull, layouts=list_layouts(wanted.contexts)),
+        resolve_base=partial(
+            resolve_base, engine, pull=request.pull, policy=request.base_policy, layouts=list_layouts(contexts or {})
+        ),
         ensure_disk=lambda image: ensure_root_disk(engine, image, wish=request.machine),
         disk_key=lambda chain_id: root_disk_key(engine, chain_id),
         disk_size_bytes=engine.settings.root_disk_bytes,

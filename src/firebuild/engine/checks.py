@@ -9,14 +9,14 @@ from typing import BinaryIO
 from firebuild.build.build import check_request
 from firebuild.build.check import CheckReport
 from firebuild.build.sources.spec import OciLayout
-from firebuild.engine.bases import list_layouts
+from firebuild.engine.bases import find_stored, list_layouts
 from firebuild.engine.builds import RootfsRequest, open_build_request
 from firebuild.engine.core import Engine
 from firebuild.engine.images import host_architecture
 from firebuild.errors import ImageError, NotFoundError, RegistryError
 from firebuild.events.progress import NullSink, Reporter
 from firebuild.images.remote import load_remote_config
-from firebuild.names import Digest, Reference
+from firebuild.names import Digest, Reference, is_baseos
 from firebuild.store.blobs import Descriptor
 from firebuild.store.images import CONFIG_TYPE, Image, Manifest, parse_config
 
@@ -28,14 +28,16 @@ def check_rootfs(engine: Engine, request: RootfsRequest, *, stdin: BinaryIO | No
     """
     with open_build_request(engine, request, Reporter(NullSink()), stdin=stdin) as wanted:
         layouts = list_layouts(wanted.contexts)
-        return check_request(wanted, lambda reference: _find_base(engine, reference, layouts))
+        return check_request(wanted, lambda reference: _find_base(engine, reference, request.base_policy, layouts))
 
 
-def _find_base(engine: Engine, reference: Reference, layouts: Mapping[str, OciLayout]) -> Image:
+def _find_base(engine: Engine, reference: Reference, policy: str, layouts: Mapping[str, OciLayout]) -> Image:
     """The stored image, else one without layers whose configuration is the registry's."""
     if reference.full in layouts:
         raise ImageError(f"the image in the layout `{layouts[reference.full].path}` is looked at by a build only")
-    image = engine.images.find_image(reference)
+    if is_baseos(reference):
+        return engine.images.get_image(reference)
+    image = find_stored(engine, reference, policy)
     if image is not None:
         return image
     try:

@@ -16,7 +16,7 @@ from firebuild.engine.layers import load_layer_sizes, measure_layers
 from firebuild.errors import StoreError, UsageError
 from firebuild.images.treediff import Change, LayerSource, compare_packages, compare_trees, load_tree
 from firebuild.names import Digest, parse_reference
-from firebuild.store.images import Image
+from firebuild.store.images import TYPE_ANNOTATION, Image
 from firebuild.store.view import find_metadata
 
 FILTERS = ("reference", "kind", "label", "before", "since", "until", "dangling")
@@ -80,6 +80,8 @@ def _all_sizes(engine: Engine, images: Iterable[Image]) -> dict[Digest, int]:
 
 def find_kind(engine: Engine, image: Image) -> str:
     """`baseos` or `rootfs` for what firebuild built under that name, else `image`."""
+    if image.manifest.annotations.get(TYPE_ANNOTATION) == "baseos":
+        return "baseos"
     if image.reference is None:
         return "image"
     metadata = find_metadata(engine.layout.rootfs, parse_reference(image.reference))

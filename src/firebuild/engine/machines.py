@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from firebuild.engine.bases import find_baseos
 from firebuild.engine.bootable import Report, ensure_image
 from firebuild.engine.core import Engine
 from firebuild.engine.disks import ensure_root_disk
@@ -36,6 +37,7 @@ from firebuild.store.images import Image
 
 DEFAULT_UPPER_BYTES = 8 << 30
 INIT_LABEL = "org.firebuild.init"
+USER_LABEL = "org.firebuild.user"
 
 _ADJECTIVES = ("amber", "brisk", "calm", "clever", "eager", "fond", "gentle", "happy", "keen", "lively", "mellow")
 _NOUNS = ("badger", "comet", "delta", "ember", "falcon", "grove", "harbor", "island", "juniper", "lagoon", "maple")
@@ -44,7 +46,8 @@ _NOUNS = ("badger", "comet", "delta", "ember", "falcon", "grove", "harbor", "isl
 class RunRequest(msgspec.Struct, frozen=True):
     """What `run` is asked for. `command` replaces the image's CMD; `entrypoint` its ENTRYPOINT (and then its CMD too).
 
-    `memory_mib`: MiB. `env` wins over the image's variables. `users`: SSH public keys by user name.
+    `memory_mib`: MiB. `env` wins over the image's variables. `ssh_keys`: public keys, one a line, for
+    `ssh_users`; without these for the user whom the image names.
     """
 
     image: str
@@ -62,7 +65,8 @@ class RunRequest(msgspec.Struct, frozen=True):
     address: str | None = None
     ports: Sequence[PortMapping] = ()
     env: dict[str, str] = {}
-    users: dict[str, str] = {}
+    ssh_keys: str = ""
+    ssh_users: Sequence[str] = ()
     entrypoint: str | None = None
     user: str | None = None
     workdir: str | None = None
@@ -94,8 +98,12 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
     name = parse_machine_name(request.name) if request.name is not None else make_name()
     _check(request)
     engine.repair()
-    ensure_image(engine, request.image, policy=request.pull, access=request.access, progress=progress, report=report)
-    image = engine.keep_image(lambda: engine.images.get_named(request.image))
+    found = None if request.pull == "always" else engine.keep_image(lambda: find_baseos(engine, request.image))
+    if found is None:
+        ensure_image(
+            engine, request.image, policy=request.pull, access=request.access, progress=progress, report=report
+        )
+    image = found or engine.keep_image(lambda: engine.images.get_named(request.image))
     kernel, boot = get_boot(engine, request.kernel)
     _check_name_free(engine, name)
     disk = ensure_root_disk(engine, image, report)
@@ -115,7 +123,7 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
         image=_name_of(image), image_digest=image.manifest_digest,
         kernel_args=request.kernel_args or DEFAULT_KERNEL_ARGS, disk_size_bytes=request.disk_size_bytes,
         root_mode=request.root_mode, init=plan_init(image, request), drives=drives, ports=list(request.ports), address=request.address,
-        env=dict(request.env), users=dict(request.users), entrypoint=plan_entrypoint(image, request),
+        env=dict(request.env), users=plan_users(image, request), entrypoint=plan_entrypoint(image, request),
         mmds=request.mmds, auto_remove=request.auto_remove,
         remover=find_identity(os.getpid()) if request.caller_removes else None,
         boot_timeout_s=request.boot_timeout_s or engine.settings.boot_timeout_s, labels=dict(request.labels),
@@ -161,6 +169,21 @@ def _check_name_free(engine: Engine, name: str) -> None:
             f"the name `{name}` is taken by the machine {taken.spec.id} ({taken.effective_state})",
             hint=f"choose another --name, or remove it: firebuild rm {name}",
         )
+
+
+def plan_users(image: Image, request: RunRequest) -> dict[str, str]:
+    """Who may log in with which keys: those asked for, or the user whom the image names. Raises UsageError."""
+    users = list(request.ssh_users)
+    if not request.ssh_keys:
+        if users:
+            raise UsageError("--ssh-user without a key", hint="give public keys with --identity-file")
+        return {}
+    own = image.config.config.labels.get(USER_LABEL)
+    if not users and not own:
+        raise UsageError(
+            f"the image {request.image} names no user to log in as", hint="say who gets the keys with --ssh-user"
+        )
+    return dict.fromkeys(users or [own or ""], request.ssh_keys)
 
 
 def plan_init(image: Image, request: RunRequest) -> str:

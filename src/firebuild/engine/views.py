@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -11,7 +11,7 @@ from firebuild.engine.disks import find_root_disk
 from firebuild.errors import StoreError
 from firebuild.host.deadline import Deadline
 from firebuild.host.locks import hold_lock
-from firebuild.names import Digest, parse_reference
+from firebuild.names import Digest, baseos_stands_for, is_baseos, parse_reference
 from firebuild.store.facts import FactStore
 from firebuild.store.images import Image
 from firebuild.store.provider import stamp_of
@@ -30,10 +30,10 @@ def sync_views(engine: Engine, names: Collection[str] | None = None) -> list[str
     engine.layout.ensure()
     deadline = Deadline(_LOCK_S, "waiting for the view of the images")
     with hold_lock(engine.layout.view_lock, "the view of the images", deadline=deadline):
-        wanted = engine.images.list_references()
+        wanted = _list_places(engine.images.list_references())
         shown = engine.storage.list_published()
         changed: list[str] = []
-        for name in sorted({*wanted, *shown} if names is None else names):
+        for name in sorted({*wanted, *shown} if names is None else {_place_of(name) for name in names}):
             reference = parse_reference(name)
             if reference.tag is None or reference.digest is not None:
                 continue
@@ -52,6 +52,18 @@ def sync_views(engine: Engine, names: Collection[str] | None = None) -> list[str
                 engine.storage.publish(reference, metadata, path)
                 changed.append(f"the view of {reference}: renewed")
         return changed
+
+
+def _place_of(name: str) -> str:
+    """The name under which the image of a full name is shown: a base operating system under that of the image it stands for."""
+    reference = parse_reference(name)
+    return baseos_stands_for(reference).full if is_baseos(reference) else name
+
+
+def _list_places(references: Mapping[str, Digest]) -> dict[str, Digest]:
+    """What is shown under which name. Of an image and a base operating system of one name that one which FROM takes."""
+    plain = {name: digest for name, digest in references.items() if _place_of(name) == name}
+    return plain | {_place_of(name): digest for name, digest in references.items() if name not in plain}
 
 
 def plan_metadata(engine: Engine, name: str, manifest_digest: Digest) -> RootfsMetadata:

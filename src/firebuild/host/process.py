@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from firebuild.errors import DeadlineError, MissingProgramError, ProcessError
 
@@ -47,6 +47,7 @@ PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-system-aarch64": "qemu-system-arm",
     "skopeo": "skopeo",
+    "ssh": "openssh-client",
 }
 
 
@@ -106,6 +107,16 @@ def run(
     if check and result.returncode != 0:
         raise failure(result)
     return result
+
+
+def become(argv: Sequence[str]) -> NoReturn:
+    """Let a program take this process's place, with its terminal and the whole environment of the caller. Raises ProcessError,
+    MissingProgramError."""
+    program = get_program(argv[0])
+    try:
+        os.execv(program, [program, *argv[1:]])
+    except OSError as error:
+        raise ProcessError(f"`{program}` cannot be run: {error.strerror}") from error
 
 
 @contextmanager

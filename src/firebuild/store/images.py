@@ -23,6 +23,8 @@ MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 REFERENCE_ANNOTATION = "org.opencontainers.image.ref.name"
+# Of a manifest: `baseos` for a base operating system. An annotation, as labels go on to what is built upon an image.
+TYPE_ANNOTATION = "org.firebuild.type"
 _DOCKER_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 _INDEX_LIMIT = 64 << 20
 _ID = re.compile(r"(?:sha256:)?[0-9a-f]{4,64}")

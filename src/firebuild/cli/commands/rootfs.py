@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from firebuild.names import parse_reference, parse_size
 if TYPE_CHECKING:
     from firebuild.engine.builds import RootfsRequest
     from firebuild.engine.disks import MachineWish
+    from firebuild.engine.docker_image import DockerImageRequest
 
 _FILE = click.Path(path_type=Path)
 
@@ -34,6 +36,10 @@ _FILE = click.Path(path_type=Path)
     "--build-context", "build_contexts", multiple=True,
     help="A named context: NAME=PATH, NAME=URL, NAME=docker-image://REFERENCE or NAME=oci-layout://PATH[:TAG].",
 )  # fmt: skip
+@click.option("--docker-image", help="Take this image as it is, in place of building a Dockerfile.")
+@click.option(
+    "--docker-image-base", help="With --docker-image: the base operating system that the image is moved onto."
+)
 @click.option("--tag", "-t", "tags", multiple=True, help="A name for the result: [org/]name[:version].")
 @click.option(
     "--build-arg", "build_args", multiple=True, help="Build argument K=V; a bare K takes the caller's variable."
@@ -42,6 +48,10 @@ _FILE = click.Path(path_type=Path)
 @click.option("--no-cache", is_flag=True, help="Run every step, whatever is cached.")
 @click.option("--no-cache-filter", multiple=True, help="Run every step of these stages: NAME[,NAME].")
 @click.option("--pull", is_flag=True, help="Ask the registries for newer base images.")
+@click.option(
+    "--base-policy", default="stored", show_default=True,
+    help="Where FROM looks first: stored (base operating systems and images), or registry (no base operating system).",
+)  # fmt: skip
 @click.option("--label", "labels", multiple=True, help="Label K=V of the image.")
 @click.option(
     "--secret", "secrets", multiple=True, help="For RUN --mount=type=secret: id=NAME,src=FILE or id=NAME,env=VARIABLE."
@@ -84,6 +94,7 @@ def rootfs(**options: Any) -> None:
     """
     from firebuild.cli.debugging import check_debugging, make_debugging
     from firebuild.engine.builds import build_rootfs
+    from firebuild.engine.docker_image import build_from_image
     from firebuild.engine.report import RESULT_KEYS, describe_build, make_build_metadata
 
     format_name, check = options["format_name"], options["check"]
@@ -94,6 +105,7 @@ def rootfs(**options: Any) -> None:
         raise UsageError("name the result", hint="--tag org/name:version")
     if is_template(format_name):
         check_template(format_name, RESULT_KEYS)
+    image = make_image_request(options)
     request = make_request(options)
     if check:
         _check(request, format_name)
@@ -106,7 +118,8 @@ def rootfs(**options: Any) -> None:
     mode = "quiet" if options["quiet"] else options["progress"]
     with Engine() as engine, open_renderer(mode, sys.stderr) as sink:
         debug = make_debugging(options["on_failure"], options["debug_lines"], sink) if debugs else None
-        result = build_rootfs(engine, request, sink, stdin=sys.stdin.buffer, debug=debug)
+        build = partial(build_rootfs, stdin=sys.stdin.buffer, debug=debug)
+        result = build_from_image(engine, image, sink) if image else build(engine, request, sink)
     if options["iidfile"] is not None:
         options["iidfile"].write_text(result.image.id)
     if options["metadata_file"] is not None:
@@ -132,6 +145,10 @@ def make_request(options: Mapping[str, Any]) -> RootfsRequest:
 
     if options["network"] not in ("default", "none"):
         raise UsageError(f"`{options['network']}` is not a network for RUN steps", hint="choose default or none")
+    if options["base_policy"] not in ("stored", "registry"):
+        raise UsageError(
+            f"`{options['base_policy']}` is not a policy for base images", hint="choose stored or registry"
+        )
     for command in (*options["pre_commands"], *options["post_commands"]):
         if not command.strip() or "\0" in command:
             raise UsageError(
@@ -150,6 +167,7 @@ def make_request(options: Mapping[str, Any]) -> RootfsRequest:
         lent=parse_lent(options["secrets"], options["agents"]),
         no_cache_filter=[name for text in options["no_cache_filter"] for name in text.split(",") if name],
         pull=options["pull"],
+        base_policy=options["base_policy"],
         machine=parse_machine(options),
         pre_commands=options["pre_commands"],
         post_commands=options["post_commands"],
@@ -162,6 +180,39 @@ def _load_epoch(environment: Mapping[str, str]) -> dict[str, str]:
     """The caller's SOURCE_DATE_EPOCH, as docker buildx takes it (reproducible-builds.org)."""
     epoch = environment.get("SOURCE_DATE_EPOCH")
     return {"SOURCE_DATE_EPOCH": epoch} if epoch else {}
+
+
+# What only a Dockerfile has a use for, by the option's name.
+_DOCKERFILE_ONLY = (
+    "context", "dockerfile", "build_contexts", "build_args", "target", "no_cache_filter", "secrets", "agents",
+    "pre_commands", "post_commands", "check",
+)  # fmt: skip
+
+
+def make_image_request(options: Mapping[str, Any]) -> DockerImageRequest | None:
+    """What --docker-image asks for; None without it. Raises UsageError."""
+    from firebuild.engine.docker_image import DockerImageRequest
+
+    if options["docker_image"] is None:
+        if options["docker_image_base"] is not None:
+            raise UsageError("--docker-image-base without --docker-image", hint="a Dockerfile names its base in FROM")
+        return None
+    for name in _DOCKERFILE_ONLY:
+        if options[name]:
+            words = name.rstrip("s").replace("_", "-") if name != "context" else "a build context"
+            raise UsageError(
+                f"--docker-image takes an image as it is; {words} has no place there",
+                hint=f"to change it write a Dockerfile: FROM {options['docker_image']}",
+            )
+    base = options["docker_image_base"]
+    return DockerImageRequest(
+        image=parse_reference(options["docker_image"]),
+        base=parse_reference(base) if base is not None else None,
+        tags=[parse_reference(tag) for tag in options["tags"]],
+        labels=parse_labels(options["labels"]),
+        pull=options["pull"],
+        machine=parse_machine(options),
+    )
 
 
 def parse_labels(texts: Iterable[str]) -> dict[str, str]:

@@ -73,7 +73,10 @@ from firebuild.names import parse_port_mappings, parse_size
 @click.option("--entrypoint", help="Replaces the image's ENTRYPOINT (and its CMD).")
 @click.option("--user", "-u", help="User, or user:group.")
 @click.option("--workdir", "-w", help="Working directory.")
-@click.option("--ssh-user", help="The user for whom the keys of --identity-file are installed.")
+@click.option(
+    "--ssh-user", "ssh_users", multiple=True,
+    help="A user who may log in with the keys of --identity-file; without it the image's own.",
+)  # fmt: skip
 @click.option("--identity-file", multiple=True, help="File of SSH public keys.")
 @click.option("--no-mmds", is_flag=True, help="No metadata service in the guest.")
 @click.option("--label", multiple=True, help="Label K=V.")
@@ -105,7 +108,8 @@ def run(**options: Any) -> int:
         address=options["address"],
         ports=[mapping for text in options["ports"] for mapping in parse_port_mappings(text)],
         env=parse_environment(options["env_file"], options["env"]),
-        users=_load_users(options["ssh_user"], options["identity_file"]),
+        ssh_keys=_load_keys(options["identity_file"]),
+        ssh_users=options["ssh_users"],
         entrypoint=options["entrypoint"],
         user=options["user"],
         workdir=options["workdir"],
@@ -140,11 +144,8 @@ def _image_and_command(image: str | None, words: Sequence[str]) -> tuple[str, Se
     return words[0], words[1:]
 
 
-def _load_users(user: str | None, files: tuple[str, ...]) -> dict[str, str]:
-    if not files and user is None:
-        return {}
-    if user is None or not files:
-        raise UsageError("--ssh-user and --identity-file go together")
+def _load_keys(files: tuple[str, ...]) -> str:
+    """The public keys in these files, one a line; empty without files. Raises UsageError."""
     keys = []
     for path in files:
         try:
@@ -156,7 +157,7 @@ def _load_users(user: str | None, files: tuple[str, ...]) -> dict[str, str]:
         raise UsageError(
             "--identity-file takes public keys; a private key was given", hint="use the file that ends in .pub"
         )
-    return {user: "\n".join(keys) + "\n"}
+    return "".join(f"{key}\n" for key in keys)
 
 
 def _follow(engine: Engine, machine_id: str, *, remove: bool) -> int:
