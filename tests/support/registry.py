@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import ssl
 import subprocess
 import tarfile
@@ -71,10 +70,8 @@ def write_certificate(folder: Path) -> Path:
 
 def password_auth(folder: Path) -> str:
     """Configuration of a registry that takes `user` with the password `secret` only."""
-    line = "user:$2y$05$1Avg9XR6x1xN/5Zl7cyTAuSeZ3IWb38UtxMEQlFBaEwoMaT7AMSmy\n"
-    if shutil.which("htpasswd"):
-        argv = ["htpasswd", "-Bbn", "user", "secret"]
-        line = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    # bcrypt of `secret`.
+    line = "user:$2b$05$VSAqhDpMIFQAsgiSDYCoCuT41CcRV5IKFpUDx/xwlGfD6.9PDmCXq\n"
     (folder / "htpasswd").write_text(line)
     return f"auth: {{htpasswd: {{realm: test, path: {folder}/htpasswd}}}}\n"
 

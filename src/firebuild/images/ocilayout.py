@@ -96,6 +96,11 @@ def adopt_layout(layout: Path, blobs: BlobSink[D], subject: str) -> MovedImage[D
     try:
         for blob in (*layers, config, entry):
             if blob.digest not in adopted:
+                if not os.path.lexists(_blob(layout, blob)):
+                    raise ImageError(
+                        f"{subject} has a part that did not come with it: {blob.digest} ({blob.media_type[:100]})",
+                        hint="layers that a manifest keeps at other addresses (foreign layers) are not fetched",
+                    )
                 adopted[blob.digest] = blobs.adopt(_blob(layout, blob), Digest(blob.digest), blob.size, blob.media_type)
     except StoreError as error:
         raise RegistryError(f"{subject} arrived damaged: {error}", reason="damaged") from error

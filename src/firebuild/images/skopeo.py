@@ -203,7 +203,10 @@ def login(registry: str, username: str, password: bytes, access: Access) -> None
     argv = ["skopeo", "login", *_login_flags(registry, access), "--username", username, "--password-stdin", registry]
     result = run(argv, timeout_s=INSPECT_TIMEOUT_S, stdin=password, check=False)
     if result.returncode != 0:
-        raise failure(f"`{registry}`", result.returncode, result.stderr.decode("utf-8", "replace"))
+        error = failure(f"`{registry}`", result.returncode, result.stderr.decode("utf-8", "replace"))
+        if isinstance(error, RegistryError) and error.reason == "unauthorized":
+            error.message, error.hint = f"`{registry}` does not take this user name and password", None
+        raise error
 
 
 def logout(registry: str | None, access: Access) -> None:

@@ -115,7 +115,11 @@ def _check_images(
                 needed += [manifest.config.digest, *(layer.digest for layer in manifest.layers)]
             broken = [digest for digest in needed if digest in damaged or not blobs.has(digest)]
             if broken:
-                raise StoreError("it needs blobs that are damaged or missing: " + ", ".join(broken))
+                raise StoreError(
+                    "it needs blobs that are damaged or missing: "
+                    + ", ".join(broken)
+                    + "; pull, load or build the image again"
+                )
             image = images.load_image(manifest_digest)
             for blob in (image.manifest.config, *image.layers):
                 if blobs.size(blob.digest) != blob.size:
