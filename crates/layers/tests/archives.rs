@@ -217,6 +217,27 @@ fn hostile_archives_change_nothing_outside() {
         ("add('x', xattrs={'trusted.overlay.redirect': '/etc', 'trusted.overlay.opaque': 'y'})".to_owned(), None),
         ("add('')".to_owned(), Some("bad-archive")),
         ("add('.', 'dir', mode=0o700)".to_owned(), None),
+        (
+            format!("add('a', 'link', linkname='b')\nadd('b', 'link', linkname='{outside}')\nadd('a/file', data=b'x')"),
+            None,
+        ),
+        (
+            format!("add('d', 'dir')\nadd('d/l', 'link', linkname='../../../../../../../..{outside}')\nadd('d/l/new')"),
+            None,
+        ),
+        (
+            format!("add('l', 'link', linkname='{outside}/file')\nadd('h', 'hard', linkname='l')\nadd('h', data=b'x')"),
+            None,
+        ),
+        (format!("add('l', 'link', linkname='{outside}')\nadd('l', 'dir')\nadd('l/new')"), None),
+        (format!("add('l', 'link', linkname='{outside}')\nadd('l/.wh.')"), Some("bad-archive")),
+        (format!("add('d', 'dir')\nadd('d', 'link', linkname='{outside}')\nadd('d/new')"), None),
+        (format!("add('n', 'char', devmajor=1, devminor=3)\nadd('n', data=b'x')\nadd('{outside}/n')"), None),
+        ("add('p', 'fifo')\nadd('p', data=b'x')".to_owned(), None),
+        ("add('l', 'link', linkname='/')\nadd('l/l/l/new')\nadd('l/.wh.new')".to_owned(), None),
+        ("add('a/./b')\nadd('a//c')\nadd('./d/')".to_owned(), None),
+        ("add('.wh..wh..opq')".to_owned(), None),
+        ("add('a/.wh..wh..opq/x')".to_owned(), None),
     ];
     for (number, (script, expected)) in cases.iter().enumerate() {
         let layer = format!("h{number}");
