@@ -76,8 +76,10 @@ class _LentGuest(BuildGuest):
     ) -> LayerCounts:
         return super().copy_from_stack(self._name(layer), self._stack(stack), self._stack(source_stack), paths, **how)
 
-    def capture_layer(self, layer: str, write: Callable[[bytes], object]) -> LayerCounts:
-        return super().capture_layer(self._name(layer), write)
+    def capture_layer(
+        self, layer: str, write: Callable[[bytes], object], *, mtime_max_s: int | None = None
+    ) -> LayerCounts:
+        return super().capture_layer(self._name(layer), write, mtime_max_s=mtime_max_s)
 
     def drop_layer(self, layer: str) -> None:
         super().drop_layer(self._name(layer))
