@@ -16,8 +16,8 @@ from firebuild.engine.layers import load_layer_sizes, measure_layers
 from firebuild.errors import StoreError, UsageError
 from firebuild.images.treediff import Change, LayerSource, compare_packages, compare_trees, load_tree
 from firebuild.names import Digest, parse_reference
+from firebuild.store.facts import FactStore
 from firebuild.store.images import TYPE_ANNOTATION, Image
-from firebuild.store.view import find_metadata
 
 FILTERS = ("reference", "kind", "label", "before", "since", "until", "dangling")
 
@@ -79,13 +79,11 @@ def _all_sizes(engine: Engine, images: Iterable[Image]) -> dict[Digest, int]:
 
 
 def find_kind(engine: Engine, image: Image) -> str:
-    """`baseos` or `rootfs` for what firebuild built under that name, else `image`."""
+    """`baseos` or `rootfs` for what firebuild built, else `image`."""
     if image.manifest.annotations.get(TYPE_ANNOTATION) == "baseos":
         return "baseos"
-    if image.reference is None:
-        return "image"
-    metadata = find_metadata(engine.layout.rootfs, parse_reference(image.reference))
-    return metadata.type if metadata and metadata.manifest_digest == image.manifest_digest else "image"
+    facts, known = FactStore(engine.database).find(image.manifest_digest)
+    return facts.kind if known else "image"
 
 
 def _apply_filters(engine: Engine, images: Sequence[Image], filters: Sequence[str]) -> list[Image]:
