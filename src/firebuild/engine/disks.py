@@ -110,9 +110,11 @@ def _write_layers(engine: Engine, image: Image, machine: BuildMachine) -> None:
         guest.merge_disk(stack[:-1], drive)
 
 
-def export_tree(engine: Engine, image: Image, write: Callable[[bytes], object]) -> int:
-    """Hand the image's whole tree as a tar to `write`; returns the number of entries."""
-    disk = ensure_root_disk(engine, image)
+def export_tree(
+    engine: Engine, image: Image, write: Callable[[bytes], object], report: Callable[[str], None] = lambda _: None
+) -> int:
+    """Hand the image's whole tree as a tar to `write`; returns the number of entries. `report`: told before a disk is made."""
+    disk = ensure_root_disk(engine, image, report)
     with open_machine(engine, bases=[disk.path], results=[], purpose="exporting an image") as machine:
         machine.guest.mount_layer("b0", machine.base_drives[0])
         return machine.guest.export_tree(["b0"], write).entries

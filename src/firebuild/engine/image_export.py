@@ -85,7 +85,14 @@ def _is_name(engine: Engine, text: str) -> bool:
     return engine.images.find_image(parse_reference(text)) is not None
 
 
-def export_image(engine: Engine, name: str, output: Path | BinaryIO, *, progress: Progress | None = None) -> int:
+def export_image(
+    engine: Engine,
+    name: str,
+    output: Path | BinaryIO,
+    *,
+    progress: Progress | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> int:
     """Write an image's whole tree as a tar, to a file that appears whole or not at all, or to a stream; returns the number
     of entries. Raises NotFoundError, ConflictError if the file exists, and what machines raise."""
     done = 0
@@ -100,7 +107,7 @@ def export_image(engine: Engine, name: str, output: Path | BinaryIO, *, progress
             if progress:
                 progress(done, None)
 
-        return export_tree(engine, image, put)
+        return export_tree(engine, image, put, report)
 
 
 def _open_output(stack: ExitStack, output: Path | BinaryIO) -> Callable[[bytes], object]:

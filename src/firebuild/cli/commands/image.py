@@ -192,7 +192,7 @@ def export(reference: str, output: str, quiet: bool) -> None:
 
     target = open_output(output)
     with Engine() as engine, open_meter(f"exporting {reference}", quiet=quiet) as progress:
-        entries = export_image(engine, reference, target, progress=progress)
+        entries = export_image(engine, reference, target, progress=progress, report=note)
     note(f"{entries} entries written" + (f" to {output}" if output != "-" else ""))
 
 
