@@ -8,6 +8,7 @@ and a state with a kernel (`./dev bench` prepares it).
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import tempfile
 import time
@@ -66,11 +67,15 @@ def main() -> None:
     made = subprocess.run(
         [ROOT / "examples/debian/make-base", "--cached", CACHE], check=True, capture_output=True, text=True
     )
-    tarball = Path(made.stdout.strip())
     with Engine() as engine, tempfile.TemporaryDirectory(dir=engine.layout.state) as scratch:
         folder = Path(scratch)
         tree, target = folder / "tree", folder / "target"
         tree.mkdir()
+        # A file more than the base has: what is removed between rounds must be this bench's own, layer and disk.
+        tarball, mark = folder / "tree.tar", folder / "firebuild-bench"
+        shell("cp", made.stdout.strip(), tarball)
+        mark.write_bytes(os.urandom(16))
+        shell("tar", "-C", folder, "-rf", tarball, mark.name)
         shell("tar", "-C", tree, "-xf", tarball)
 
         def forget() -> None:
