@@ -64,7 +64,7 @@ def take_snapshot(watch: Watch) -> dict[str, frozenset[str]]:
         "iptables": frozenset(line for program in ("iptables", "ip6tables") for line in find_iptables(program)),
         "nftables": frozenset(find_nftables()),
         "mounts": frozenset(find_mounts(Path("/proc/self/mountinfo").read_text())),
-        "loop devices": frozenset(find_loop_devices()),
+        "loop devices": frozenset(find_loop_devices(watch)),
         "files": frozenset(watch.find_files()),
     }
 
@@ -214,13 +214,15 @@ def find_mounts(mountinfo: str) -> Iterator[str]:
             yield f"{point} {kind}"
 
 
-def find_loop_devices() -> Iterator[str]:
-    """Loop devices in use and their files."""
+def find_loop_devices(watch: Watch) -> Iterator[str]:
+    """Loop devices over files of the watched state, and their files: the devices are the whole host's, others' tests use them too."""
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
-            yield f"{backing.parent.parent.name} {backing.read_text().strip()}"
+            file = backing.read_text().strip()
         except OSError:
             continue  # detached meanwhile
+        if file.startswith((f"{watch.state}/", f"{watch.run}/")):
+            yield f"{backing.parent.parent.name} {file}"
 
 
 def _below(folder: Path) -> list[Path]:
