@@ -244,3 +244,13 @@ def _port_range(text: str, part: str) -> range:
     if not 1 <= low <= high <= 65535:
         raise UsageError(f"`{text}`: ports are 1 to 65535, and ranges ascend")
     return range(low, high + 1)
+
+
+def oci_layer_type(media_type: str) -> str:
+    """OCI's media type for what Docker's type of a layer says (image-spec, media-types.md, "Compatibility Matrix"); any
+    other stays."""
+    kind, found, suffix = media_type.removeprefix("application/vnd.docker.image.rootfs.").partition("diff.tar")
+    if not found or not media_type.startswith("application/vnd.docker."):
+        return media_type
+    nondistributable = "nondistributable." if kind == "foreign." else ""
+    return f"application/vnd.oci.image.layer.{nondistributable}v1.tar{suffix.replace('.', '+')}"

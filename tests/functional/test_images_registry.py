@@ -20,7 +20,8 @@ import pytest
 from firebuild.errors import DeadlineError, ImageError, RegistryError
 from firebuild.images import transfer
 from firebuild.images.archive import open_layer
-from firebuild.images.ocilayout import MovedImage, adopt_layout
+from firebuild.images.arrival import adopt_layout
+from firebuild.images.ocilayout import MovedImage
 from firebuild.images.skopeo import Access
 from firebuild.images.transfer import Place
 from firebuild.names import Digest, Reference, parse_reference

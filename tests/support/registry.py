@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import io
+import json
 import os
 import ssl
 import subprocess
@@ -115,3 +118,40 @@ def make_image(blobs: BlobStore, folder: Path, name: str, *trees: bytes, config:
 def assert_nothing_staged(blobs: BlobStore) -> None:
     """No half-made file is left in the store."""
     assert os.listdir(blobs.root / "ingest") == []
+
+
+def put_docker_image(port: int, name: str, config: bytes, layer: bytes) -> bytes:
+    """Push an image as Docker does with its classic store, Docker's manifest (schema 2) over a gzip layer; the manifest.
+
+    Registry's protocol: OCI distribution-spec, "Pushing blobs", "Pushing manifests"; manifest: Docker's
+    image-manifest-v2-2. `name`: repository and tag.
+    """
+    repository, _, tag = name.partition(":")
+    url = f"http://127.0.0.1:{port}/v2/{repository}"
+    packed = gzip.compress(layer, mtime=0)
+
+    def describe(data: bytes, kind: str) -> dict[str, object]:
+        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        return {"mediaType": f"application/vnd.docker.{kind}", "size": len(data), "digest": digest}
+
+    def send(target: str, data: bytes, method: str, kind: str = "application/octet-stream") -> str:
+        request = urllib.request.Request(target, data=data, method=method, headers={"Content-Type": kind})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.headers.get("Location") or ""
+
+    for data in (config, packed):
+        place = send(f"{url}/blobs/uploads/", b"", "POST")
+        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        send(f"{place}{'&' if '?' in place else '?'}digest={digest}", data, "PUT")
+    kind = "application/vnd.docker.distribution.manifest.v2+json"
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": kind,
+            "config": describe(config, "container.image.v1+json"),
+            "layers": [describe(packed, "image.rootfs.diff.tar.gzip")],
+        },
+        indent=3,
+    ).encode()
+    send(f"{url}/manifests/{tag}", manifest, "PUT", kind)
+    return manifest

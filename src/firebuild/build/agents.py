@@ -45,12 +45,12 @@ class AgentLoan:
     ) -> None:
         with self._lock:
             self._ended = True
-            streams = list(self._streams)
+            streams, threads = list(self._streams), list(self._threads)
         for stream in streams:
             # Whoever waits in it wakes up; that it is gone already is as good.
             with suppress(GuestError):
                 stream.abort()
-        for thread in list(self._threads):
+        for thread in threads:
             thread.join()
 
     def start(self) -> None:
@@ -63,7 +63,8 @@ class AgentLoan:
                 return
             thread = threading.Thread(target=self._serve, name=f"ssh agent {self._name}", daemon=True)
             self._threads.append(thread)
-        thread.start()
+            # Under the lock: whoever joins the threads must find each one started.
+            thread.start()
 
     def _serve(self) -> None:
         """Take one connection after another; while the first is being served, another thread waits for the next."""

@@ -31,6 +31,7 @@ from firebuild.images.ocilayout import (
     digest_of,
     parse_manifest,
     read_bounded,
+    to_oci_manifest,
 )
 from firebuild.images.transfer import Progress, load_docker_archive
 from firebuild.names import Digest, Reference
@@ -40,6 +41,7 @@ D = TypeVar("D")
 _MEMBERS_MAX = 100_000
 _DEPTH_MAX = 3
 _CHUNK = 1 << 20
+_PLAIN_TYPE = "application/vnd.oci.image.layer.v1.tar"
 _NAME = "org.opencontainers.image.ref.name"
 # An image's full name, as containerd and docker write it beside OCI's short one.
 _FULL_NAME = "io.containerd.image.name"
@@ -229,7 +231,8 @@ def write_archive(
     archive_format: str,
     progress: Progress | None = None,
 ) -> None:
-    """Write images as one tar. `archive_format`: `oci-archive` (every digest stays) or `docker-archive` (plain layers).
+    """Write images as one tar. `archive_format`: `oci-archive` (every digest stays, but those of Docker's manifests: both
+    formats hold OCI's) or `docker-archive` (plain layers).
 
     Raises ImageError for another format and for a layer that is not what its image says, StoreError.
     """
@@ -239,7 +242,7 @@ def write_archive(
         tar.add_bytes("oci-layout", LAYOUT_MARKER)
         entries, listed = [], []
         for image in images:
-            data = read_bounded(blobs.path(image.manifest_digest))
+            data = to_oci_manifest(read_bounded(blobs.path(image.manifest_digest)))
             config, layers = parse_manifest(data, f"the image {image.manifest_digest}")
             if archive_format == "docker-archive":
                 data = _add_plain_layers(tar, blobs, image, data, layers)
@@ -274,9 +277,7 @@ def _add_plain_layers(
         if not tar.has(_member(str(diff_id))):
             with open_layer(path, layer.media_type, expected_diff_id=diff_id) as stream:
                 tar.add(_member(str(diff_id)), size, stream)
-        docker = layer.media_type.startswith("application/vnd.docker.")
-        kind = "application/vnd.docker.image.rootfs.diff.tar" if docker else "application/vnd.oci.image.layer.v1.tar"
-        manifest["layers"][number] = {"mediaType": kind, "digest": diff_id, "size": size}
+        manifest["layers"][number] = {"mediaType": _PLAIN_TYPE, "digest": diff_id, "size": size}
     return msgspec.json.encode(manifest)
 
 

@@ -1,4 +1,4 @@
-"""One image between the store and a program: a private OCI layout that borrows blobs, and one whose blobs are adopted.
+"""One image on its way to a program: a private OCI layout that borrows the store's blobs; and what a manifest says.
 
 OCI image-spec: image-layout.md, manifest.md.
 """
@@ -13,11 +13,11 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from firebuild.errors import ImageError, RegistryError, StoreError
+from firebuild.errors import ImageError, RegistryError
 from firebuild.host.files import map_os_error, write_atomic
 from firebuild.images.archive import open_layer
 from firebuild.images.blobs import BlobSink
-from firebuild.names import Digest
+from firebuild.names import Digest, oci_layer_type
 
 D = TypeVar("D")
 Compression = Literal["keep", "plain", "gzip"]
@@ -26,6 +26,8 @@ MANIFEST_LIMIT = 4 << 20
 _LAYERS_MAX = 1000
 _GZIP_LEVEL = 6
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+_DOCKER_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 LAYOUT_MARKER = b'{"imageLayoutVersion":"1.0.0"}'
 _LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 _DOCKER_LAYER_TYPE = "application/vnd.docker.image.rootfs.diff.tar"
@@ -46,10 +48,6 @@ class BlobDescriptor(msgspec.Struct, rename="camel"):
     digest: Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
     size: Annotated[int, msgspec.Meta(ge=0)]
     annotations: dict[str, str] | None = None
-
-
-class _Index(msgspec.Struct):
-    manifests: list[BlobDescriptor]
 
 
 class _Manifest(msgspec.Struct):
@@ -79,32 +77,19 @@ def parse_manifest(data: bytes, subject: str) -> tuple[BlobDescriptor, list[Blob
     return manifest.config, manifest.layers
 
 
-def adopt_layout(layout: Path, blobs: BlobSink[D], subject: str) -> MovedImage[D]:
-    """Verify each blob of a layout with one image and move it into the store, the manifest last.
+def to_oci_manifest(data: bytes) -> bytes:
+    """A manifest of Docker's as OCI's, over the same blobs, so that the image's id stays; any other as it is.
 
-    Raises ImageError, RegistryError (reason `damaged`) naming `subject`, DiskFullError.
+    An OCI layout is to hold OCI manifests: skopeo and Podman do not find others in it by their names.
     """
-    try:
-        index = msgspec.json.decode(read_bounded(layout / "index.json"), type=_Index)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise RegistryError(f"{subject} has an index that does not parse: {error}", reason="damaged") from error
-    if len(index.manifests) != 1:
-        raise ImageError(f"{subject} came as {len(index.manifests)} images, not one")
-    entry = index.manifests[0]
-    config, layers = parse_manifest(read_bounded(_blob(layout, entry)), subject)
-    adopted = {}
-    try:
-        for blob in (*layers, config, entry):
-            if blob.digest not in adopted:
-                if not os.path.lexists(_blob(layout, blob)):
-                    raise ImageError(
-                        f"{subject} has a part that did not come with it: {blob.digest} ({blob.media_type[:100]})",
-                        hint="layers that a manifest keeps at other addresses (foreign layers) are not fetched",
-                    )
-                adopted[blob.digest] = blobs.adopt(_blob(layout, blob), Digest(blob.digest), blob.size, blob.media_type)
-    except StoreError as error:
-        raise RegistryError(f"{subject} arrived damaged: {error}", reason="damaged") from error
-    return MovedImage(Digest(entry.digest), list(adopted.values()))
+    manifest = msgspec.json.decode(data)
+    if manifest.get("mediaType") != _DOCKER_MANIFEST_TYPE:
+        return data
+    manifest["mediaType"] = MANIFEST_TYPE
+    manifest["config"]["mediaType"] = CONFIG_TYPE
+    for layer in manifest["layers"]:
+        layer["mediaType"] = oci_layer_type(layer["mediaType"])
+    return msgspec.json.encode(manifest)
 
 
 def stage_image(
@@ -113,21 +98,24 @@ def stage_image(
     manifest_digest: Digest,
     *,
     compression: Compression = "keep",
+    oci: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Path, Digest]:
     """A layout below `stage` that holds one image and borrows the store's blobs; returns it and the image's digest in it.
 
     `compression`: of zstd layers, which neither Docker's archives nor Docker before 23 know: `gzip` and `plain` write them
-    anew, under a manifest that says so; the configuration, and so the image's id, stays. `progress`: plain bytes written.
+    anew, under a manifest that says so; the configuration, and so the image's id, stays. `oci`: an OCI manifest takes the
+    place of Docker's. `progress`: plain bytes written.
     Raises ImageError, DiskFullError, HostError.
     """
     layout = stage / "source"
     folder = layout / "blobs" / "sha256"
     try:
         folder.mkdir(parents=True)
-        data = read_bounded(blobs.path(manifest_digest))
+        stored = read_bounded(blobs.path(manifest_digest))
+        data = to_oci_manifest(stored) if oci else stored
         manifest = msgspec.json.decode(data)
-        changed = False
+        changed = data != stored
         for blob in (manifest["config"], *manifest["layers"]):
             path = blobs.path(Digest(blob["digest"]))
             if compression != "keep" and blob["mediaType"].endswith("zstd"):
@@ -185,10 +173,6 @@ def _recompress(
     suffix = ("+gzip" if not docker else ".gzip") if packer else ""
     base = _DOCKER_LAYER_TYPE if docker else _LAYER_TYPE
     return {"mediaType": base + suffix, "digest": f"sha256:{total.hexdigest()}", "size": size}
-
-
-def _blob(layout: Path, descriptor: BlobDescriptor) -> Path:
-    return layout / "blobs" / "sha256" / descriptor.digest[7:]
 
 
 def read_bounded(path: Path) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from firebuild.errors import DiskFullError, FirebuildError, ImageError, RegistryError
+from firebuild.errors import DeadlineError, DiskFullError, FirebuildError, ImageError, RegistryError
 from firebuild.events.text import neutralise
 from firebuild.host.deadline import Deadline
 from firebuild.host.files import write_atomic
@@ -183,16 +183,27 @@ def copy(
         raise failure(subject, status, "\n".join(tail))
 
 
+def get_raw_manifest(source: str, access: Access, subject: str, *, domain: str = "") -> bytes:
+    """The manifest or index of an image as its bytes. `domain`: of its registry, empty for none. Raises as `copy` does."""
+    flags = ["--retry-times", str(access.retries), *(access.flags(domain) if domain else [])]
+    timeout_s = min(access.timeout_s, INSPECT_TIMEOUT_S)
+    try:
+        result = run(["skopeo", "inspect", "--raw", *flags, source], timeout_s=timeout_s, check=False)
+    except DeadlineError:
+        raise Deadline(timeout_s, f"moving {subject}").error() from None
+    if result.returncode != 0:
+        raise failure(subject, result.returncode, result.stderr.decode("utf-8", "replace"))
+    return result.stdout
+
+
 def find_raw_manifest(reference: Reference, access: Access, *, subject: str) -> bytes | None:
     """A manifest or index of a registry as its bytes, or None if the registry does not have it. Raises as `copy` does."""
-    argv = ["skopeo", "inspect", "--raw", *access.flags(reference.domain), f"docker://{registry_name(reference)}"]
-    result = run(argv, timeout_s=min(access.timeout_s, INSPECT_TIMEOUT_S), check=False)
-    if result.returncode == 0:
-        return result.stdout
-    error = failure(subject, result.returncode, result.stderr.decode("utf-8", "replace"))
-    if isinstance(error, RegistryError) and error.reason == "not-found":
-        return None
-    raise error
+    try:
+        return get_raw_manifest(f"docker://{registry_name(reference)}", access, subject, domain=reference.domain)
+    except RegistryError as error:
+        if error.reason == "not-found":
+            return None
+        raise
 
 
 def login(registry: str, username: str, password: bytes, access: Access) -> None:

@@ -11,8 +11,9 @@ import msgspec
 
 from firebuild.errors import ImageError, UsageError
 from firebuild.images import skopeo
+from firebuild.images.arrival import DOCKER_FORMAT, KEEP_PLAIN, adopt_layout, plan_format
 from firebuild.images.blobs import BlobSink
-from firebuild.images.ocilayout import Compression, MovedImage, adopt_layout, stage_image
+from firebuild.images.ocilayout import Compression, MovedImage, stage_image
 from firebuild.images.skopeo import Access, platform_options, registry_name
 from firebuild.names import Digest, Reference, parse_reference
 
@@ -21,6 +22,7 @@ D = TypeVar("D")
 Progress = Callable[[int, int | None], None]
 
 TRANSPORTS = ("docker", "oci", "oci-archive", "docker-archive", "docker-daemon")
+_WITHOUT_MANIFEST = ("docker-archive", "docker-daemon")
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -65,7 +67,8 @@ def pull(
     access: Access = Access(),  # noqa: B008 - immutable
     progress: Progress | None = None,
 ) -> MovedImage[D]:
-    """Bring an image into the store; the caller names it.
+    """Bring an image into the store; the caller names it. Its configuration, and where there is one its manifest, stay as
+    they are, byte for byte: id and digest are what Docker and the registry call them.
 
     Credentials, mirrors and certificates are those of skopeo's own files (containers-registries.conf(5),
     containers-auth.json(5)). Raises RegistryError, ImageError, DiskFullError, DeadlineError, MissingProgramError; nothing
@@ -73,10 +76,14 @@ def pull(
     """
     source = Place("docker", place) if isinstance(place, Reference) else place
     subject = f"the image `{source}`"
-    # Without this flag skopeo would compress plain layers, and their digests would be others.
-    flags = ["--retry-times", str(access.retries), "--dest-oci-accept-uncompressed-layers"]
-    if source.transport == "docker" and source.reference:
-        flags += access.flags(source.reference.domain, "src-")
+    domain = source.reference.domain if source.transport == "docker" and source.reference else ""
+    without_manifest = source.transport in _WITHOUT_MANIFEST
+    kept: tuple[str, ...] = DOCKER_FORMAT
+    if not without_manifest:
+        raw = skopeo.get_raw_manifest(_skopeo_name(source), access, subject, domain=domain)
+        kept = plan_format(raw, architecture)
+    flags = ["--retry-times", str(access.retries), KEEP_PLAIN, *kept]
+    flags += access.flags(domain, "src-") if domain else []
     with blobs.stage_folder() as stage:
         target = stage / "oci"
         watch = (lambda _: progress(folder_bytes(target), None)) if progress else None
@@ -84,7 +91,7 @@ def pull(
             _skopeo_name(source), f"oci:{target}", subject, stage, options=platform_options(architecture, variant),
             flags=flags, timeout_s=access.timeout_s, tick=watch,
         )  # fmt: skip
-        return adopt_layout(target, blobs, subject)
+        return adopt_layout(target, blobs, subject, own_manifest=without_manifest)
 
 
 def push(
@@ -109,7 +116,8 @@ def push(
     with blobs.stage_folder() as stage:
         plain = "plain" if target.transport == "docker-daemon" else compression
         told = (lambda done: progress(done, None)) if progress else None
-        layout, digest = stage_image(stage, blobs, manifest_digest, compression=plain, progress=told)
+        oci = target.transport in ("oci", "oci-archive")
+        layout, digest = stage_image(stage, blobs, manifest_digest, compression=plain, oci=oci, progress=told)
         total = folder_bytes(layout)
         watch = (lambda pid: progress(min(read_bytes(pid), total), total)) if progress else None
         skopeo.copy(
@@ -136,9 +144,9 @@ def load_docker_archive(
         watch = (lambda _: progress(folder_bytes(target), None)) if progress else None
         skopeo.copy(
             f"docker-archive:{path.absolute()}{selector}", f"oci:{target}", subject, stage,
-            options=platform_options(architecture), flags=["--dest-oci-accept-uncompressed-layers"], tick=watch,
+            options=platform_options(architecture), flags=[KEEP_PLAIN, *DOCKER_FORMAT], tick=watch,
         )  # fmt: skip
-        return adopt_layout(target, blobs, subject)
+        return adopt_layout(target, blobs, subject, own_manifest=True)
 
 
 def _skopeo_name(place: Place) -> str:

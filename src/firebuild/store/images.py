@@ -16,7 +16,7 @@ import msgspec
 
 from firebuild.errors import NotFoundError, StoreError, UsageError
 from firebuild.host.files import write_atomic
-from firebuild.names import Digest, Reference, parse_reference
+from firebuild.names import Digest, Reference, oci_layer_type, parse_reference
 from firebuild.store.blobs import BlobStore, Descriptor
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -278,7 +278,8 @@ class ImageStore:
         missing or the layers and `rootfs.diff_ids` differ in number, DiskFullError.
         """
         config_blob = self.blobs.put(msgspec.json.encode(config, order="deterministic"), CONFIG_TYPE)
-        plain = [Descriptor(layer.media_type, layer.digest, layer.size) for layer in layers]
+        # An OCI manifest names OCI's types, also for the layers of a base that came with a manifest of Docker's.
+        plain = [Descriptor(oci_layer_type(layer.media_type), layer.digest, layer.size) for layer in layers]
         manifest = Manifest(
             schema_version=2,
             media_type=MANIFEST_TYPE,

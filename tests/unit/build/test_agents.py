@@ -23,19 +23,30 @@ FAILURE = b"\x00\x00\x00\x01\x05"
 
 
 class FakeGuest:
-    """Hands out streams; the test has their other ends."""
+    """Hands out streams; the test has their other ends, which stay open when the streams are closed, as a guest's do."""
 
     def __init__(self) -> None:
         self.peers: list[GuestStream] = []
+        self.sockets: list[socket.socket] = []
         self.opened = threading.Semaphore(0)
 
     @contextmanager
     def accept_agent(self, name: str) -> Iterator[GuestStream]:
         ours, theirs = socket.socketpair()
-        with ours, theirs:
+        with ours:
+            self.sockets.append(theirs)
             self.peers.append(GuestStream(theirs))
             self.opened.release()
             yield GuestStream(ours)
+
+
+@pytest.fixture
+def guest() -> Iterator[Any]:
+    """A guest whose ends are closed with the test."""
+    fake = FakeGuest()
+    yield fake
+    for end in fake.sockets:
+        end.close()
 
 
 @pytest.fixture
@@ -83,8 +94,7 @@ def ask(stream: GuestStream, *pieces: bytes) -> bytes:
     return stream.expect(FrameType.DATA).payload
 
 
-def test_keys_may_be_listed_and_nothing_changed(agent: Path) -> None:
-    guest: Any = FakeGuest()
+def test_keys_may_be_listed_and_nothing_changed(guest: Any, agent: Path) -> None:
     with AgentLoan(guest, "a1", agent) as loan:
         loan.start()
         stream = connect(guest)
@@ -95,8 +105,7 @@ def test_keys_may_be_listed_and_nothing_changed(agent: Path) -> None:
         assert stream.expect(FrameType.DATA).payload == b""
 
 
-def test_a_second_connection_is_served_beside_the_first(agent: Path) -> None:
-    guest: Any = FakeGuest()
+def test_a_second_connection_is_served_beside_the_first(guest: Any, agent: Path) -> None:
     with AgentLoan(guest, "a1", agent) as loan:
         loan.start()
         first = connect(guest)
@@ -105,8 +114,7 @@ def test_a_second_connection_is_served_beside_the_first(agent: Path) -> None:
         assert ask(first, IDENTITIES) == ANSWER
 
 
-def test_what_is_too_long_ends_its_connection_alone(agent: Path) -> None:
-    guest: Any = FakeGuest()
+def test_what_is_too_long_ends_its_connection_alone(guest: Any, agent: Path) -> None:
     with AgentLoan(guest, "a1", agent) as loan:
         loan.start()
         first = connect(guest)
@@ -117,16 +125,14 @@ def test_what_is_too_long_ends_its_connection_alone(agent: Path) -> None:
         assert ask(second, IDENTITIES) == ANSWER
 
 
-def test_an_agent_that_has_gone_ends_the_connection(tmp_path: Path) -> None:
-    guest: Any = FakeGuest()
+def test_an_agent_that_has_gone_ends_the_connection(guest: Any, tmp_path: Path) -> None:
     with AgentLoan(guest, "a1", tmp_path / "gone") as loan:
         loan.start()
         with pytest.raises(GuestError):
             ask(connect(guest), IDENTITIES)
 
 
-def test_one_that_was_never_started_ends_too(tmp_path: Path) -> None:
-    guest: Any = FakeGuest()
+def test_one_that_was_never_started_ends_too(guest: Any, tmp_path: Path) -> None:
     with AgentLoan(guest, "a1", tmp_path / "gone"):
         pass
     assert guest.peers == []
