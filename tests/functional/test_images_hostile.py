@@ -195,6 +195,76 @@ def test_strange_but_honest_images_come_in(blobs: BlobStore) -> None:
     assert check_store(blobs).clean
 
 
+@pytest.mark.parametrize("listed", ["by its name", "in an index"])
+def test_a_manifest_beyond_the_limit_of_layers_is_refused_before_anything_else_is_asked_for(
+    blobs: BlobStore, listed: str
+) -> None:
+    """One layer a thousand and one times, or as many layers: who asked for each would be busy for long."""
+    image = FakeImage()
+    image.manifest["layers"] *= 1001
+    data = json.dumps(image.manifest).encode()
+    entry = {
+        **ENTRY,
+        "digest": digest_of(data),
+        "size": len(data),
+        "platform": {"architecture": "amd64", "os": "linux"},
+    }
+
+    def change(web: WebServer) -> None:
+        if listed == "in an index":
+            web.pages[f"{BASE}/manifests/{digest_of(data)}"] = typed(data, str(ENTRY["mediaType"]))
+            index_of(entry)(web, image)
+
+    with serve_image(image, change) as web:
+        with pytest.raises(ImageError, match=r"team/app:1` has 1001 layers; 1000 are allowed"):
+            pull(web, blobs)
+        assert not [path for path in web.paths() if "/blobs/" in path]
+    assert_nothing_staged(blobs)
+
+
+def refuse_with(challenge: str) -> Callable[[Any], None]:
+    return lambda handler: handler.send(401, b'{"errors":[{"code":"UNAUTHORIZED"}]}', WWW_Authenticate=challenge)
+
+
+@pytest.mark.parametrize("way", ["redirect", "foreign layer"])
+def test_another_hosts_question_for_a_login_is_not_answered(blobs: BlobStore, tmp_path: Path, way: str) -> None:
+    """The host that a layer is redirected to, or kept at, asks for a token of itself: the registry's password is not for it."""
+    image = FakeImage()
+    layer = image.manifest["layers"][0]
+    with serve_image(image) as web, serve_web() as thief:
+        url = f"http://localhost:{thief.server_address[1]}"
+        thief.pages["/token"] = b'{"token": "t"}'
+        thief.pages["/*"] = refuse_with(f'Bearer realm="{url}/token",service="fake"')
+        if way == "foreign layer":
+            layer.update(
+                mediaType="application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", urls=[f"{url}/layer"]
+            )
+            image.serve(web)
+        else:
+            web.pages[image.layer] = redirect_to(f"{url}/layer", 307)
+        for path, answer in list(web.pages.items()):
+            web.pages[path] = needs_login(answer)
+        with pytest.raises(ImageError):
+            pull(web, blobs, authfile=login_file(tmp_path, web))
+        assert credentials_seen(web) and credentials_seen(thief) == []
+    assert_nothing_staged(blobs)
+
+
+def test_the_password_goes_to_the_registrys_place_of_tokens_and_not_beyond(blobs: BlobStore, tmp_path: Path) -> None:
+    """Where tokens are to be had is the registry's to say, on another host too, as Docker's own registry does: it could as well
+    ask for the password itself. A host that the place of tokens redirects to learns nothing."""
+    image = FakeImage()
+    with serve_image(image) as web, serve_web() as tokens, serve_web() as thief:
+        thief.pages["/*"] = b'{"token": "t"}'
+        tokens.pages["/token"] = redirect_to(f"http://127.0.0.1:{thief.server_address[1]}/token", 307)
+        realm = f"http://localhost:{tokens.server_address[1]}/token"
+        for path, answer in list(web.pages.items()):
+            web.pages[path] = needs_login(answer, f'Bearer realm="{realm}",service="fake"')
+        pull(web, blobs, authfile=login_file(tmp_path, web))
+        assert {headers.get("Authorization") for _, headers in web.seen} == {None, "Bearer t"}
+        assert credentials_seen(tokens) and thief.paths() and credentials_seen(thief) == []
+
+
 def test_names(firebuild_cli: Cli) -> None:
     """The grammar itself is tested without a process; here, that it is asked before anything is touched."""
     for name in ("a/../b:1", "a\u202eb:1"):

@@ -11,6 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from firebuild.config.settings import load_settings
+from firebuild.engine.bootable import push_bootable
+from firebuild.engine.core import Engine
+from firebuild.engine.disks import root_disk_key
+from firebuild.engine.image_export import export_image, save_images
+from firebuild.images.skopeo import Access
+from firebuild.images.transfer import parse_place
+from tests.functional.test_machine_life import Fake
 from tests.support.cli import Cli
 from tests.support.registry import password_auth, start_registry, tree_tar, write_certificate
 
@@ -73,6 +81,47 @@ def test_a_registry_with_tls_and_passwords(cli: Cli, tmp_path: Path) -> None:
         cli.ok("logout", host, "--authfile", authfile)
         assert "refuses access" in cli.refused("image", "pull", *flags, name, environment=trust).stderr
         assert "no credentials" in cli.refused("logout", host, "--authfile", authfile).stderr
+
+
+@pytest.mark.parametrize("way", ["push", "save", "export"])
+def test_what_is_on_its_way_out_stays_though_its_name_goes(
+    firebuild_cli: Cli, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is removed and everything collected while the image, or its disk, is being read."""
+    cli = Fake(firebuild_cli, tmp_path).cli
+    tree = tmp_path / "tree.tar"
+    tree.write_bytes(tree_tar())
+    cli.ok("image", "import", tree, "app:1")
+    seen: list[list[str]] = []
+
+    def lose_the_name(*_: object) -> None:
+        if not seen:
+            cli.ok("image", "rm", "app:1")
+            cli.ok("gc", "-a")
+        seen.append(engine.disks.list_keys())
+
+    with Engine(load_settings(cli.environment())[0]) as engine:
+        image = engine.images.get_named("app:1")
+        key, parameters = root_disk_key(engine, image.chain_id)
+        with engine.disks.stage(engine.settings.root_disk_bytes) as staged:
+            staged.publish(key, {"chain_id": image.chain_id, "parameters": parameters})
+        if way == "push":
+            with start_registry(tmp_path / "registry") as port:
+                target = parse_place(f"127.0.0.1:{port}/team/app:1")
+                # The first piece of the image that is told of; its disk goes after it.
+                push_bootable(engine, "app:1", target, disk=True, kernel="", compression="gzip",
+                              access=Access(), progress=lose_the_name)  # fmt: skip
+        elif way == "save":
+            save_images(
+                engine, ["app:1"], tmp_path / "app.tar", archive_format="docker-archive", progress=lose_the_name
+            )
+        else:
+            monkeypatch.setattr("firebuild.engine.image_export.export_tree", lose_the_name)
+            export_image(engine, "app:1", tmp_path / "tree-out.tar")
+        assert seen and all(key in keys for keys in seen)
+    cli.ok("gc", "-a")
+    with Engine(load_settings(cli.environment())[0]) as engine:
+        assert key not in engine.disks.list_keys() and engine.disks.list_keys(), "with its end the image goes"
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from firebuild.engine.core import Engine
 from firebuild.engine.disks import ensure_root_disk, find_root_disk, root_disk_key
 from firebuild.engine.image_export import push_image
 from firebuild.engine.images import pull_image
+from firebuild.engine.space import SPARE_BYTES
 from firebuild.errors import ConflictError, FirebuildError, ImageError, KernelError, NotFoundError, UsageError
 from firebuild.host.files import require_free
 from firebuild.images.bootable import (
@@ -66,17 +67,36 @@ def push_bootable(
     """
     if target is not None and target.transport != "docker" and (disk or kernel is not None):
         raise UsageError(f"`{target}` is no registry: only there can a disk or a kernel stand beside an image")
+    # Held to the end: of an image that loses its name meanwhile nothing goes before all of it is there.
     with engine.use_store():
-        image = engine.images.get_named(name)
+        image = engine.keep_image(lambda: engine.images.get_named(name))
         root = ensure_root_disk(engine, image, report) if disk else None
         chosen = None
         if kernel is not None:
             chosen = engine.kernels.get(parse_object_name("kernel", kernel)) if kernel else engine.kernels.default()
-    image, digest = push_image(engine, name, target, compression=compression, access=access, progress=progress)
-    if root is None and chosen is None:
-        return digest
-    reference = target.reference if target and target.reference else parse_reference(image.reference or name)
-    with engine.use_store(), engine.blobs.stage_folder() as stage:
+        _, digest = push_image(engine, name, target, compression=compression, access=access, progress=progress)
+        if root is not None or chosen is not None:
+            reference = target.reference if target and target.reference else parse_reference(image.reference or name)
+            _push_parts(engine, image, root, chosen, reference, digest, access, progress)
+    return digest
+
+
+def _push_parts(
+    engine: Engine,
+    image: Image,
+    root: Disk | None,
+    kernel: Kernel | None,
+    reference: Reference,
+    digest: Digest,
+    access: Access,
+    progress: Progress | None,
+) -> None:
+    """Put a disk and a kernel beside the image that has this digest in its registry. Raises DiskFullError before it packs them
+    where there may not be room: skopeo pushes what is whole, so that all of it stands here once more, compressed."""
+    needed = root.path.stat().st_blocks * 512 if root else 0
+    needed += sum(path.stat().st_size for path in (kernel.path, kernel.modules) if path) if kernel else 0
+    require_free(engine.layout.state, needed + SPARE_BYTES, f"packing what belongs to {reference}")
+    with engine.blobs.stage_folder() as stage:
         size = _manifest_size(reference, digest, access)
         subject = Subject(image.manifest.media_type or MANIFEST_TYPE, digest, size)
         layout = stage / "artifacts"
@@ -85,11 +105,10 @@ def push_bootable(
         if root is not None:
             facts = {"key": root.key, "chain_id": root.chain_id, "parameters": root.parameters}
             artifacts.append(pack_disk(root.path, facts, subject, layout, progress))
-        if chosen is not None:
-            config = KernelConfig(chosen.name, chosen.version, chosen.architecture, chosen.digest)
-            artifacts.append(pack_kernel(config, chosen.path, chosen.modules, chosen.config, subject, layout))
+        if kernel is not None:
+            config = KernelConfig(kernel.name, kernel.version, kernel.architecture, kernel.digest)
+            artifacts.append(pack_kernel(config, kernel.path, kernel.modules, kernel.config, subject, layout))
         push_artifacts(layout, artifacts, reference, digest, stage, access=access, progress=progress)
-    return digest
 
 
 def _manifest_size(reference: Reference, digest: Digest, access: Access) -> int:

@@ -34,12 +34,17 @@ def push_image(
     Raises NotFoundError, UsageError without a target, RegistryError, DiskFullError, DeadlineError, MissingProgramError.
     """
     with engine.use_store():
-        image = engine.images.get_named(name)
+        image = _keep(engine, name)
         place = target or Place("docker", _own_reference(image, name))
         digest = push(
             image.manifest_digest, engine.blobs, place, compression=compression, access=access, progress=progress
         )
     return image, digest
+
+
+def _keep(engine: Engine, name: str) -> Image:
+    """The image of that name or id; what it has stays until all of it is out, whoever takes its name away meanwhile."""
+    return engine.keep_image(lambda: engine.images.get_named(name))
 
 
 def _own_reference(image: Image, name: str) -> Reference:
@@ -63,7 +68,7 @@ def save_images(
     with engine.use_store():
         images: dict[Digest, tuple[Image, list[Reference]]] = {}
         for name in names:
-            image = engine.images.get_named(name)
+            image = _keep(engine, name)
             _, references = images.setdefault(image.manifest_digest, (image, []))
             # By an id no name is saved, as with Docker.
             if image.reference is not None and _is_name(engine, name):
@@ -97,7 +102,7 @@ def export_image(
     of entries. Raises NotFoundError, ConflictError if the file exists, and what machines raise."""
     done = 0
     with engine.use_store(), ExitStack() as stack:
-        image = engine.images.get_named(name)
+        image = _keep(engine, name)
         write = _open_output(stack, output)
 
         def put(data: bytes) -> None:

@@ -32,7 +32,7 @@ _PASSED_ON = (
 )
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
-_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # Debian's package for each program that firebuild runs: what `doctor` and MissingProgramError advise.
 PACKAGES = {
@@ -55,7 +55,7 @@ def find_program(name: str) -> str | None:
     """The absolute path of a program on the system's PATH (not only the caller's), or None."""
     if "/" in name:
         return name if os.access(name, os.X_OK) else None
-    return shutil.which(name, path=os.environ.get("PATH", "") + ":" + _SYSTEM_PATH)
+    return shutil.which(name, path=os.environ.get("PATH", "") + ":" + SYSTEM_PATH)
 
 
 def get_program(name: str) -> str:
@@ -70,7 +70,7 @@ def get_program(name: str) -> str:
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment that programs get: PATH, a C locale, and an allow-list of the caller's variables, then `extra`."""
-    environment = {"PATH": _SYSTEM_PATH, "LC_ALL": "C.UTF-8"}
+    environment = {"PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8"}
     for name in (*_PASSED_ON, *_PROXIES, *_CERTIFICATES):
         if name in os.environ:
             environment[name] = os.environ[name]

@@ -18,6 +18,7 @@ from firebuild.images.blobs import BlobSink
 from firebuild.images.compression import sniff
 from firebuild.images.ocilayout import (
     CONFIG_TYPE,
+    LAYERS_MAX,
     MANIFEST_TYPE,
     BlobDescriptor,
     MovedImage,
@@ -34,11 +35,42 @@ KEEP_PLAIN = "--dest-oci-accept-uncompressed-layers"
 DOCKER_FORMAT = ("--format", "v2s2")
 _DOCKER_TYPES = "application/vnd.docker."
 _LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
+# Variants of one architecture in an index: arm has four.
+_FITTING_MAX = 16
 _SUFFIXES = {"gzip": "+gzip", "zstd": "+zstd"}
 
 
 class _Index(msgspec.Struct):
     manifests: list[BlobDescriptor]
+
+
+def check_manifest(data: bytes, subject: str, architecture: str) -> list[Digest]:
+    """Look at what a registry answers for a name before anything it names is moved: of an image's manifest its limits; of an
+    index, whose bytes say nothing of layers, the digests of the manifests that may be chosen for `architecture`.
+
+    Raises ImageError, RegistryError as parse_manifest does; ImageError for an index with too many that fit.
+    """
+    try:
+        found = msgspec.json.decode(data, type=dict[str, Any])
+        if "manifests" not in found:
+            # Docker's first schema has no `layers`; skopeo makes a manifest of the second of it.
+            if "layers" in found:
+                parse_manifest(data, subject)
+            elif len(found.get("fsLayers") or []) > LAYERS_MAX:
+                raise ImageError(f"{subject} has {len(found['fsLayers'])} layers; {LAYERS_MAX} are allowed")
+            return []
+        entries = msgspec.convert(found["manifests"], list[dict[str, Any]])
+        fitting = [
+            msgspec.convert(entry, BlobDescriptor).digest
+            for entry in entries
+            if (platform := entry.get("platform") or {}).get("architecture") == architecture
+            and platform.get("os") == "linux"
+        ]
+    except (msgspec.MsgspecError, RecursionError, TypeError, AttributeError) as error:
+        raise RegistryError(f"{subject} has a manifest that does not parse: {error}", reason="damaged") from error
+    if len(fitting) > _FITTING_MAX:
+        raise ImageError(f"{subject} has {len(fitting)} images for linux/{architecture}; {_FITTING_MAX} are allowed")
+    return [Digest(digest) for digest in fitting]
 
 
 def plan_format(raw: bytes, architecture: str) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ D = TypeVar("D")
 Compression = Literal["keep", "plain", "gzip"]
 
 MANIFEST_LIMIT = 4 << 20
-_LAYERS_MAX = 1000
+LAYERS_MAX = 1000
 _GZIP_LEVEL = 6
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
@@ -70,8 +70,8 @@ def parse_manifest(data: bytes, subject: str) -> tuple[BlobDescriptor, list[Blob
         manifest = msgspec.json.decode(data, type=_Manifest)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise RegistryError(f"{subject} has a manifest that does not parse: {error}", reason="damaged") from error
-    if len(manifest.layers) > _LAYERS_MAX:
-        raise ImageError(f"{subject} has {len(manifest.layers)} layers; {_LAYERS_MAX} are allowed")
+    if len(manifest.layers) > LAYERS_MAX:
+        raise ImageError(f"{subject} has {len(manifest.layers)} layers; {LAYERS_MAX} are allowed")
     if manifest.config.size > MANIFEST_LIMIT:
         raise ImageError(f"{subject} has a configuration of {manifest.config.size} bytes; {MANIFEST_LIMIT} are allowed")
     return manifest.config, manifest.layers

@@ -17,7 +17,7 @@ from firebuild.errors import DeadlineError, DiskFullError, FirebuildError, Image
 from firebuild.events.text import neutralise
 from firebuild.host.deadline import Deadline
 from firebuild.host.files import write_atomic
-from firebuild.host.process import run, start
+from firebuild.host.process import OUTPUT_LIMIT, SYSTEM_PATH, run, start
 from firebuild.names import Reference
 
 ProgressLine = Callable[[str], None]
@@ -184,15 +184,19 @@ def copy(
 
 
 def get_raw_manifest(source: str, access: Access, subject: str, *, domain: str = "") -> bytes:
-    """The manifest or index of an image as its bytes. `domain`: of its registry, empty for none. Raises as `copy` does."""
+    """The manifest or index of an image as its bytes. `domain`: of its registry, empty for none. Raises as `copy` does;
+    ImageError for one of a MiB or more."""
     flags = ["--retry-times", str(access.retries), *(access.flags(domain) if domain else [])]
     timeout_s = min(access.timeout_s, INSPECT_TIMEOUT_S)
     try:
-        result = run(["skopeo", "inspect", "--raw", *flags, source], timeout_s=timeout_s, check=False)
+        argv = ["skopeo", "inspect", "--raw", *flags, source]
+        result = run(argv, environment=_environment(), timeout_s=timeout_s, check=False)
     except DeadlineError:
         raise Deadline(timeout_s, f"moving {subject}").error() from None
     if result.returncode != 0:
         raise failure(subject, result.returncode, result.stderr.decode("utf-8", "replace"))
+    if len(result.stdout) >= OUTPUT_LIMIT:
+        raise ImageError(f"{subject} has a manifest of {OUTPUT_LIMIT} bytes or more, which cannot be right")
     return result.stdout
 
 
@@ -212,7 +216,7 @@ def login(registry: str, username: str, password: bytes, access: Access) -> None
     Raises RegistryError, DeadlineError, MissingProgramError.
     """
     argv = ["skopeo", "login", *_login_flags(registry, access), "--username", username, "--password-stdin", registry]
-    result = run(argv, timeout_s=INSPECT_TIMEOUT_S, stdin=password, check=False)
+    result = run(argv, environment=_environment(), timeout_s=INSPECT_TIMEOUT_S, stdin=password, check=False)
     if result.returncode != 0:
         error = failure(f"`{registry}`", result.returncode, result.stderr.decode("utf-8", "replace"))
         if isinstance(error, RegistryError) and error.reason == "unauthorized":
@@ -223,7 +227,8 @@ def login(registry: str, username: str, password: bytes, access: Access) -> None
 def logout(registry: str | None, access: Access) -> None:
     """Forget the credentials of a registry, or of all. Raises ImageError if there were none."""
     argv = ["skopeo", "logout", *_login_flags("", access)[1 if access.tls_verify is not None else 0 :]]
-    result = run([*argv, registry or "--all"], timeout_s=INSPECT_TIMEOUT_S, check=False)
+    argv.append(registry or "--all")
+    result = run(argv, environment=_environment(), timeout_s=INSPECT_TIMEOUT_S, check=False)
     if result.returncode != 0:
         raise ImageError(
             f"there are no credentials to forget for {f'`{registry}`' if registry else 'any registry'}",
@@ -236,6 +241,12 @@ def _login_flags(registry: str, access: Access) -> list[str]:
     verify = access.tls_verify if access.tls_verify is not None else not is_loopback(registry)
     flags = [] if verify and access.tls_verify is None else [f"--tls-verify={'true' if verify else 'false'}"]
     return flags + (["--authfile", os.fspath(access.authfile)] if access.authfile else [])
+
+
+def _environment() -> dict[str, str]:
+    """The caller's whole environment: skopeo starts credential helpers, which are the user's own programs with their own words
+    in it (`AWS_PROFILE`), and it looks for them on PATH."""
+    return {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}", "LC_ALL": "C.UTF-8"}
 
 
 def ensure_policy(stage: Path) -> list[str]:
@@ -269,7 +280,7 @@ def _run_lines(
             os.set_blocking(writer, True)
             writers.append(stack.enter_context(os.fdopen(writer, "wb")))
             outputs[reader] = (bytearray(), receivers)
-        process = stack.enter_context(start(argv, stdout=writers[0], stderr=writers[1]))
+        process = stack.enter_context(start(argv, environment=_environment(), stdout=writers[0], stderr=writers[1]))
         ended = os.pidfd_open(process.pid)
         stack.callback(os.close, ended)
         for writer_file in writers:

@@ -18,9 +18,9 @@ _NAMES = {b"S"[0]: "a GNU sparse file", b"M"[0]: "a file continued from another 
 
 
 class TarLimits(msgspec.Struct, frozen=True):
-    """How much a tar may hold. `entries`: members; `bytes`: of the whole archive."""
+    """How much a tar may hold. `entries`: members, as many as the guest unpacks; `bytes`: of the whole archive."""
 
-    entries: int = 5_000_000
+    entries: int = 4_000_000
     bytes: int = 256 << 30
 
 

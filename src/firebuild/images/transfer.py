@@ -11,9 +11,9 @@ import msgspec
 
 from firebuild.errors import ImageError, UsageError
 from firebuild.images import skopeo
-from firebuild.images.arrival import DOCKER_FORMAT, KEEP_PLAIN, adopt_layout, plan_format
+from firebuild.images.arrival import DOCKER_FORMAT, KEEP_PLAIN, adopt_layout, check_manifest, plan_format
 from firebuild.images.blobs import BlobSink
-from firebuild.images.ocilayout import Compression, MovedImage, stage_image
+from firebuild.images.ocilayout import Compression, MovedImage, parse_manifest, stage_image
 from firebuild.images.skopeo import Access, platform_options, registry_name
 from firebuild.names import Digest, Reference, parse_reference
 
@@ -81,6 +81,7 @@ def pull(
     kept: tuple[str, ...] = DOCKER_FORMAT
     if not without_manifest:
         raw = skopeo.get_raw_manifest(_skopeo_name(source), access, subject, domain=domain)
+        _check_listed(check_manifest(raw, subject, architecture), source, access, subject)
         kept = plan_format(raw, architecture)
     flags = ["--retry-times", str(access.retries), KEEP_PLAIN, *kept]
     flags += access.flags(domain, "src-") if domain else []
@@ -92,6 +93,16 @@ def pull(
             flags=flags, timeout_s=access.timeout_s, tick=watch,
         )  # fmt: skip
         return adopt_layout(target, blobs, subject, own_manifest=without_manifest)
+
+
+def _check_listed(digests: list[Digest], source: Place, access: Access, subject: str) -> None:
+    """Refuse an index's manifest that is beyond the limits before skopeo asks the registry for each thing that it names. What
+    another answer brings in later is checked when it is here."""
+    if source.transport == "docker" and source.reference:
+        for digest in digests:
+            name = "docker://" + registry_name(Reference(source.reference.domain, source.reference.path, None, digest))
+            raw = skopeo.get_raw_manifest(name, access, subject, domain=source.reference.domain)
+            parse_manifest(raw, subject)
 
 
 def push(
