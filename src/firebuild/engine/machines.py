@@ -246,10 +246,15 @@ def remove(engine: Engine, name: str, *, force: bool) -> MachineRecord:
 
 
 def purge(engine: Engine) -> tuple[list[str], list[str], list[FirebuildError]]:
-    """Remove every ended machine and all that crashes left: the names removed, the repairs made, the failures met."""
-    repaired = engine.repair()
+    """Remove every ended machine and all that crashes left: the names removed, the repairs made, the failures met.
+
+    It waits for machines whose owner has died and whose supervisor is cleaning up.
+    """
+    from firebuild.machine.reconcile import finish_orphans
+
+    repaired, failures = finish_orphans(engine.machines)
+    repaired += engine.repair()
     removed: list[str] = []
-    failures: list[FirebuildError] = []
     for record in engine.machines.records.list_all():
         if record.state not in ENDED:
             continue

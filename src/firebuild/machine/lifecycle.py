@@ -6,6 +6,8 @@ can be repeated. Whoever changes a machine holds its lock (`locks/machines/<id>`
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from firebuild.errors import DeadlineError, FirebuildError, GuestError, HostErro
 from firebuild.guest.control import request_stop
 from firebuild.host.deadline import Deadline
 from firebuild.host.files import map_os_error, remove_tree, write_atomic
-from firebuild.host.identity import kill_and_wait, wait_gone
+from firebuild.host.identity import ProcessIdentity, find_identity, is_alive, kill_and_wait, send_signal, wait_gone
 from firebuild.host.locks import hold_lock
 from firebuild.host.watch import wait_for_path
 from firebuild.layout import Layout, MachineLayout
@@ -36,6 +38,8 @@ from firebuild.vmm.process import plan_emulator
 
 _CLEANUP_S = 120.0
 _LOCK_S = 150.0
+# For a supervisor to kill its VMM, read what that left, and write the exit record.
+_SUPERVISOR_S = 15.0
 _GUEST_CID = 3
 # 128 + SIGKILL.
 _KILLED_CODE = 137
@@ -125,12 +129,12 @@ def _start_recorded(
 ) -> MachineRecord:
     # The lock comes before the record: a record whose lock is free has lost its owner.
     with hold_machine(services, spec.id) as paths, ExitStack() as stack:
-        services.records.insert(spec)
+        services.records.insert(spec, Progress(owner=find_identity(os.getpid())))
         tie = owner or stack.enter_context(open_owner())
         try:
             _make_folder(paths.state)
             prepare(paths)
-            started = _start(services, spec, boot, paths, tie)
+            started = _start(services, spec, boot, paths, tie, stays_tied=owner is not None)
             if owner is None:
                 tie.release()
             return started
@@ -145,10 +149,16 @@ def _start_recorded(
 
 
 def _start(
-    services: MachineServices, spec: MachineSpec, boot: Boot, paths: MachineLayout, owner: Owner
+    services: MachineServices,
+    spec: MachineSpec,
+    boot: Boot,
+    paths: MachineLayout,
+    owner: Owner,
+    *,
+    stays_tied: bool,
 ) -> MachineRecord:
     records = services.records
-    progress = Progress(started_at_ns=time.time_ns())
+    progress = msgspec.structs.replace(records.get(spec.id).progress, started_at_ns=time.time_ns())
     records.update(spec.id, State.STARTING, progress)
     _make_folder(paths.run)
     deadline = Deadline(spec.boot_timeout_s, f"starting {spec.name}")
@@ -181,6 +191,9 @@ def _start(
         _boot(services, spec, boot, paths, attachment, deadline)
         _await_ready(spec, link, deadline)
     progress = msgspec.structs.replace(progress, ready_at_ns=time.time_ns())
+    if not stays_tied:
+        # Before it is released: a machine that has outlived its owner must never be recorded as that one's.
+        progress = msgspec.structs.replace(progress, owner=None)
     records.update(spec.id, State.RUNNING, progress)
     return services.records.get(spec.id)
 
@@ -281,7 +294,6 @@ def collect_evidence(paths: MachineLayout) -> str:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    import signal
     import threading
 
     if threading.current_thread() is not threading.main_thread():
@@ -308,9 +320,32 @@ def end_processes(services: MachineServices, machine_id: MachineId) -> None:
     record = services.records.find(machine_id)
     if record is None:
         return
-    for identity, grace_s in ((record.progress.supervisor, 15.0), (record.progress.vmm, 0.0)):
-        if identity is not None and not kill_and_wait(identity, grace_s=grace_s):
-            raise MachineError(f"the process {identity.pid} of the machine {record.spec.name} cannot be killed")
+    supervisor, vmm = record.progress.supervisor, record.progress.vmm
+    if supervisor is not None and not _end_supervisor(services, record, supervisor):
+        raise MachineError(f"the supervisor {supervisor.pid} of the machine {record.spec.name} cannot be killed")
+    if vmm is not None and not kill_and_wait(vmm, grace_s=0):
+        raise MachineError(f"the VMM {vmm.pid} of the machine {record.spec.name} cannot be killed")
+
+
+def _end_supervisor(services: MachineServices, record: MachineRecord, supervisor: ProcessIdentity) -> bool:
+    """Have it end its VMM; False if it cannot be killed. One without an owner may live on for its clean-up command."""
+    if supervisor.pid == os.getppid():
+        # This is its clean-up command: it has ended the VMM, and waits for this very process.
+        return True
+    if not send_signal(supervisor, signal.SIGTERM):
+        return True
+    exit_record = services.layout.machine(record.spec.id).exit_record
+    if record.progress.owner == find_identity(os.getpid()) or not exit_record.parent.is_dir():
+        ended = wait_gone(supervisor, _SUPERVISOR_S)
+    else:
+        # Its clean-up command waits for the lock that is held here, and it for that command: not its own end is waited
+        # for, but what it writes before.
+        deadline = Deadline(_SUPERVISOR_S, "ending the supervisor")
+        try:
+            ended = wait_for_path(exit_record, deadline, alive=lambda: is_alive(supervisor)) or not is_alive(supervisor)
+        except DeadlineError:
+            ended = False
+    return ended or kill_and_wait(supervisor, grace_s=0)
 
 
 def finish_machine(services: MachineServices, machine_id: MachineId, *, reason: str | None = None) -> None:

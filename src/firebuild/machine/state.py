@@ -33,8 +33,12 @@ ENDED = frozenset((State.STOPPED, State.FAILED, State.LOST))
 
 
 class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is known of a machine beyond its spec. Times are Unix times in nanoseconds; `exit_code`: the entrypoint's."""
+    """What is known of a machine beyond its spec. Times are Unix times in nanoseconds; `exit_code`: the entrypoint's.
 
+    `owner`: the process that the machine ends with; None once it is released.
+    """
+
+    owner: ProcessIdentity | None = None
     supervisor: ProcessIdentity | None = None
     vmm: ProcessIdentity | None = None
     started_at_ns: int | None = None
@@ -61,6 +65,11 @@ class MachineRecord(msgspec.Struct, frozen=True):
         return self.progress.supervisor is not None and is_alive(self.progress.supervisor)
 
     @property
+    def orphaned(self) -> bool:
+        """Whether it was to end with its owner, and that is gone: its supervisor ends it and cleans up."""
+        return self.progress.owner is not None and not is_alive(self.progress.owner)
+
+    @property
     def removable(self) -> bool:
         """Whether it is to be removed once it has ended, and nobody who would do that lives."""
         remover = self.spec.remover
@@ -83,15 +92,16 @@ class MachineRecords:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def insert(self, spec: MachineSpec) -> MachineRecord:
+    def insert(self, spec: MachineSpec, progress: Progress) -> MachineRecord:
         """Record the intent to have this machine. Raises ConflictError if the name is taken."""
         now = time.time_ns()
+        columns = (spec.id, spec.name, spec.kind, State.CREATED, _encode(spec), _encode(progress), now, now)
         try:
             with self._database.transaction():
                 self._database.execute(
                     "INSERT INTO machines (id, name, kind, state, spec, record, created_at_ns, updated_at_ns)"
-                    " VALUES (?, ?, ?, ?, ?, '{}', ?, ?)",
-                    (spec.id, spec.name, spec.kind, State.CREATED, msgspec.json.encode(spec).decode(), now, now),
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    columns,
                 )
         except sqlite3.IntegrityError:
             owner = self.find(spec.name)
@@ -100,14 +110,14 @@ class MachineRecords:
                 f"the name `{spec.name}` is taken{by}",
                 hint=f"choose another --name, or remove it: firebuild rm {spec.name}",
             ) from None
-        return MachineRecord(spec=spec, state=State.CREATED, progress=Progress(), created_at_ns=now)
+        return MachineRecord(spec=spec, state=State.CREATED, progress=progress, created_at_ns=now)
 
     def update(self, machine_id: MachineId, state: State, progress: Progress) -> None:
         """Record a machine's state."""
         with self._database.transaction():
             self._database.execute(
                 "UPDATE machines SET state = ?, record = ?, updated_at_ns = ? WHERE id = ?",
-                (state, msgspec.json.encode(progress).decode(), time.time_ns(), machine_id),
+                (state, _encode(progress), time.time_ns(), machine_id),
             )
 
     def delete(self, machine_id: MachineId) -> None:
@@ -142,6 +152,10 @@ class MachineRecords:
             hint = f"did you mean `{near[0]}`?" if near else "list them with `firebuild ls -a`"
             raise NotFoundError(f"there is no machine `{text}`", hint=hint)
         return record
+
+
+def _encode(value: msgspec.Struct) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _decode(row: sqlite3.Row) -> MachineRecord:
