@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,22 @@ def test_an_ignore_file_of_the_dockerfile_elsewhere(bench: Bench, tmp_path: Path
     assert "a.log" not in bench.added(str(tmp_path / "other" / "D"), str(bench.workshop.context))
 
 
-@pytest.mark.parametrize("what", ["fifo", "folder-less", "device"])
+@pytest.mark.parametrize("what", ["fifo", "folder-less", "device", "folder", "socket"])
 def test_a_dockerfile_that_is_no_file(bench: Bench, tmp_path: Path, what: str) -> None:
     os.mkfifo(tmp_path / "pipe")
-    path = {"fifo": str(tmp_path / "pipe"), "folder-less": str(tmp_path / "none" / "D"), "device": "/dev/zero"}[what]
-    assert isinstance(bench.fail(path), ContextError)
+    (tmp_path / "empty").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+    paths = {
+        "fifo": tmp_path / "pipe",
+        "folder-less": tmp_path / "none" / "D",
+        "device": Path("/dev/zero"),
+        "folder": tmp_path / "empty",
+        "socket": tmp_path / "socket",
+    }
+    error = bench.fail(str(paths[what]))
+    assert isinstance(error, ContextError)
+    assert str(paths[what]) in str(error)
 
 
 # -- named contexts ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import io
 import os
 import socket
 import tarfile
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from firebuild.build.context import BuildContext
 from firebuild.build.copy import InlineContent, Selection, open_tar, select_sources
 from firebuild.build.glob import match_component
+from firebuild.build.tree import ContextTree, Entry
 from firebuild.dockerfile.ignore import parse_ignore
 from firebuild.errors import BuildError, ContextError
 from firebuild.guest.build import CopyItem
@@ -242,6 +244,46 @@ def test_odd_names(context: BuildContext, folder: Path) -> None:
     whole = b"".join(open_tar(context, select_sources(context, ["."]), inline_mtime_s=0))
     with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
         assert os.fsencode(f"0/{selection.items[2].name}") in {os.fsencode(info.name) for info in archive}
+
+
+class ManyFiles(ContextTree):
+    """A hundred folders of a thousand files each, which no disk holds."""
+
+    def root_entry(self) -> Entry:
+        return Entry("", "directory", 0o755, 0, 0, "", ())
+
+    def _read_folder(self, path: str) -> Iterator[Entry]:
+        if not path:
+            yield from (Entry(f"d{number:02}", "directory", 0o755, 0, 0, "", ()) for number in range(100))
+        else:
+            yield from (Entry(f"{path}/f{number:03}", "file", 0o644, 1, 0, "", ()) for number in range(1000))
+
+    def read_chunks(self, entry: Entry) -> Iterator[bytes]:
+        yield b"x"
+
+
+def test_a_hundred_thousand_files_are_never_in_memory_together() -> None:
+    tree = ManyFiles()
+    selection = select_sources(tree, ["."])
+    assert len(selection.entries) == 100_101
+    archive = open_tar(tree, selection, inline_mtime_s=7)
+    sent = 0
+    tracemalloc.start()
+    try:
+        while sent < 4 << 20:
+            sent += len(next(archive))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20, f"{peak} bytes are held after {sent} were sent"
+    # A header and a block of content for each file.
+    assert sent + sum(len(chunk) for chunk in archive) >= 100_000 * 1024
+
+
+def test_a_context_with_too_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firebuild.build.tree.MAX_ENTRIES", 5000)
+    with pytest.raises(ContextError, match="more than 5000 files"):
+        select_sources(ManyFiles(), ["."])
 
 
 def test_a_tree_that_is_nested_without_end(tmp_path: Path) -> None:
