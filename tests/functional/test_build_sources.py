@@ -15,7 +15,7 @@ from firebuild.config.settings import load_settings
 from firebuild.engine.bases import list_layouts, resolve_base
 from firebuild.engine.cache import list_cache, prune_cache
 from firebuild.engine.core import Engine
-from firebuild.errors import ContextError, RegistryError
+from firebuild.errors import ContextError, ImageError, RegistryError
 from tests.support.contexts import Bench, bench, web
 from tests.support.web import Answer, Handler, WebServer
 from tests.unit.build.fakes import Workshop
@@ -138,6 +138,11 @@ def test_a_named_context_of_an_image_layout(engine: Engine, layout: Path, tmp_pa
     _, other = parse_named_context(f"base=oci-layout://{layout}:one", lambda _: False)
     assert isinstance(other, ImageContext) and other.reference is not None
     assert resolve_base(engine, other.reference, layouts=list_layouts({name: other})).chain_id != image.chain_id
+    text = f"base=oci-layout://{layout}:one@{image.manifest_digest}"
+    _, pinned = parse_named_context(text, lambda _: False)
+    assert isinstance(pinned, ImageContext) and pinned.reference is not None
+    found = resolve_base(engine, pinned.reference, layouts=list_layouts({name: pinned}))
+    assert found.manifest_digest == image.manifest_digest, "the digest counts, not the tag"
 
 
 def test_layouts_that_are_none(engine: Engine, layout: Path, tmp_path: Path) -> None:
@@ -145,12 +150,13 @@ def test_layouts_that_are_none(engine: Engine, layout: Path, tmp_path: Path) -> 
         (tmp_path, ContextError),
         (tmp_path / "absent", ContextError),
         (f"{layout}:three", RegistryError),
+        (f"{layout}@sha256:{'0' * 64}", ImageError),
     ):
         name, context = parse_named_context(f"base=oci-layout://{path}", lambda _: False)
         assert isinstance(context, ImageContext) and context.reference is not None
         with pytest.raises(error) as caught:
             resolve_base(engine, context.reference, layouts=list_layouts({name: context}))
-        assert str(path).rpartition("/")[2].partition(":")[0] in caught.value.message
+        assert str(path).rpartition("/")[2].partition(":")[0].partition("@")[0] in caught.value.message
 
 
 def test_what_add_fetched_is_listed_and_pruned(engine: Engine, bench: Bench, web: WebServer) -> None:

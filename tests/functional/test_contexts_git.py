@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -58,6 +59,23 @@ def test_a_commit_by_its_number(bench: Bench, git_url: str, repository: Reposito
     assert bench.added(None, f"{git_url}?ref=old&checksum={first[:12]}", no_cache=True) == {"0": b"one"}
     error = bench.fail(None, f"{git_url}?ref=main&checksum={first}")
     assert isinstance(error, ContextError) and first in error.message
+
+
+def test_what_came_from_where_is_noted(bench: Bench, git_url: str, repository: Repository, web: WebServer) -> None:
+    """Of a context, a named context and of ADD, pinned or not; once each, and without credentials."""
+    web.pages["/f"] = b"data"
+    sum_of_file = hashlib.sha256(b"data").hexdigest()
+    secret = web.url.replace("://", "://user:word@") + "/f"
+    dockerfile = (
+        f"FROM debian:12\nADD {secret} /f\nADD --checksum=sha256:{sum_of_file} {web.url}/f /g\n"
+        f"ADD {git_url}#v1 /one\nCOPY --from=other app.txt /\nCOPY app.txt /\n"
+    )
+    repository.commit({"Dockerfile": dockerfile})
+    built = bench.build(None, git_url, contexts=(f"other={git_url}#old",))
+    now, first = repository.git("rev-parse", "main"), repository.git("rev-parse", "v1^{commit}")
+    found = {(material.algorithm, material.value) for material in built.materials}
+    assert found == {("sha256", sum_of_file), ("sha1", now), ("sha1", first)}
+    assert len(built.materials) == 4 and not any("word" in material.uri for material in built.materials)
 
 
 @pytest.mark.parametrize("ref", ["nothing", "0" * 40, "v1.0", "refs/heads/v1", "deadbeef"])

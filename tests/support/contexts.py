@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from firebuild.build.build import build_image
+from firebuild.build.materials import Materials
 from firebuild.build.services import BuildRequest, BuildResult
 from firebuild.build.sources.gitrun import GitLimits, SshAccess
 from firebuild.build.sources.http import FetchLimits
@@ -41,13 +42,17 @@ class Bench:
         self.http = FetchLimits(timeout_s=20, stall_s=5)
         self.git = GitLimits(timeout_s=60)
         self.cache: HttpCache | None = None
+        self.materials = Materials()
         self.recorder = Recorder()
 
     def open(
         self, resources: ExitStack, dockerfile: str | None, context: str | None, stdin: bytes | None = None
     ) -> tuple[Inputs, InputOpener, Scratch]:
         scratch = resources.enter_context(Scratch(self.scratch))
-        remote = resources.enter_context(RemoteSources(scratch, self.ssh, http_limits=self.http, git_limits=self.git))
+        own = RemoteSources(
+            scratch, self.ssh, http_limits=self.http, git_limits=self.git, materials=self.materials
+        )  # fmt: skip
+        remote = resources.enter_context(own)
         opener = InputOpener(
             resources, scratch, remote, Reporter(NullSink()),
             stdin=None if stdin is None else io.BytesIO(stdin), http_limits=self.http,
@@ -62,7 +67,7 @@ class Bench:
         self, dockerfile: str | None = None, context: str | None = None, *, stdin: bytes | None = None,
         contexts: tuple[str, ...] = (), rank: int | None = None, **options: Any,
     ) -> BuildResult:  # fmt: skip
-        self.recorder = Recorder()
+        self.recorder, self.materials = Recorder(), Materials()
         with ExitStack() as resources:
             inputs, opener, scratch = self.open(resources, dockerfile, context, stdin)
             remote = RemoteSources(
@@ -72,12 +77,13 @@ class Bench:
                 http_limits=self.http,
                 git_limits=self.git,
                 cache=self.cache,
+                materials=self.materials,
             )
             request = BuildRequest(
                 dockerfile=inputs.dockerfile, name=inputs.name, context=inputs.tree, identity=inputs.identity,
                 contexts=dict(parse_named_context(text, os.path.exists) for text in contexts),
                 open_tree=opener.open_tree, remote=resources.enter_context(remote), progress=self.recorder,
-                tags=[parse_reference("test/result:1")], **options,
+                tags=[parse_reference("test/result:1")], materials=self.materials, **options,
             )  # fmt: skip
             return build_image(request, self.workshop.services())
 

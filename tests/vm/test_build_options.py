@@ -18,6 +18,7 @@ import pytest
 
 from firebuild.images.archive import open_layer
 from tests.support.cli import BUILD_TIMEOUT_S, Cli
+from tests.support.registry import tree_tar
 from tests.vm.conftest import BASE
 
 BUILT_ON = "tests/options-base:1"
@@ -25,9 +26,8 @@ TAG = "tests/options:1"
 NAMES = "options1"
 GATEWAY = "192.168.128.1"  # this host, as a build machine sees it
 
+# Nothing here needs a machine.
 BASE_FILE = f"""FROM {BASE}
-RUN ! /usr/lib/apt/apt-helper download-file https://{GATEWAY}:PORT/hello /tmp/hello 2>/said && grep -qi certificate /said
-RUN groupadd -g 700 extra && groupadd -g 600 app && useradd -u 600 -g app -G extra -m app
 ONBUILD RUN echo triggered by $(id -un) >/trigger
 ONBUILD COPY file /onbuild/
 ONBUILD ENV FROM_TRIGGER=yes
@@ -43,6 +43,7 @@ trap 'echo got usr1; exit 7' USR1; echo waiting; while true; do sleep 0.1; done
 FILE = f"""# syntax=example/frontend:1
 FROM {BUILT_ON}@DIGEST
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+RUN groupadd -g 700 extra && groupadd -g 600 app && useradd -u 600 -g app -G extra -m app
 RUN [[ $BASH_VERSION ]] && echo bash >/shell
 RUN mkdir /vol && echo kept >/vol/kept && chown -R app:extra /vol && chmod 750 /vol
 RUN test ${{#http_proxy}} = 22 && test ${{#HTTP_PROXY}} = 22 && http_proxy= HTTP_PROXY= \\
@@ -105,31 +106,14 @@ def test_everything_that_an_image_says_has_its_effect_in_the_machine(cli: Cli, c
     (context / "file").write_text("from the trigger\n")
     (context / "show").write_text(SHOW)
     with serve_tls(tmp_path) as (port, bundle):
-        (context / "Dockerfile.base").write_text(BASE_FILE.replace("PORT", str(port)))
+        (context / "Dockerfile.base").write_text(BASE_FILE)
         cli.ok("build", "-f", context / "Dockerfile.base", "-t", BUILT_ON, context, timeout_s=BUILD_TIMEOUT_S)
         digest = cli.json("image", "inspect", BUILT_ON)[0]["Digest"]
         text = FILE.replace("DIGEST", digest).replace("PORT", str(port))
         (context / "Dockerfile").write_text(text)
-        arguments: list[str | Path] = [
-            "rootfs",
-            context,
-            "--tag",
-            TAG,
-            "--label",
-            "c=d",
-            "--build-arg",
-            "BUILDKIT_INLINE_CACHE=1",
-        ]
-        arguments += [
-            "--build-arg",
-            "HTTP_PROXY=http://proxy.invalid:1",
-            "--mem",
-            "768",
-            "--cpu",
-            "1",
-            "--disk-size",
-            "2g",
-        ]
+        arguments: list[str | Path] = ["rootfs", context, "--tag", TAG, "--label", "c=d"]
+        arguments += ["--build-arg", "BUILDKIT_INLINE_CACHE=1", "--build-arg", "HTTP_PROXY=http://proxy.invalid:1"]
+        arguments += ["--mem", "768", "--cpu", "1", "--disk-size", "2g"]
         arguments += ["--pre-build-command", "id -u >/pre", "--post-build-command", "id -u >/post"]
         arguments += ["--metadata-file", tmp_path / "made.json", "--iidfile", tmp_path / "iid", "--ssh-user", "alpine"]
         built = cli.run(
@@ -169,6 +153,10 @@ def check_config(inspected: dict[str, Any], tmp_path: Path) -> None:
     assert made["containerimage.digest"] == made["containerimage.descriptor"]["digest"] == inspected["Digest"]
     assert made["containerimage.config.digest"] == inspected["Id"] == (tmp_path / "iid").read_text()
     assert made["image.name"] == "docker.io/" + TAG
+    provenance = made["buildx.build.provenance"]
+    [base] = provenance["materials"]
+    assert base["uri"].startswith(f"docker-image://docker.io/{BUILT_ON.partition(':')[0]}") and base["digest"]["sha256"]
+    assert provenance["invocation"]["parameters"]["args"] == {"build-arg:BUILDKIT_INLINE_CACHE": "1", "label:c": "d"}
 
 
 def check_machine(cli: Cli) -> None:
@@ -186,19 +174,22 @@ def check_machine(cli: Cli) -> None:
     cli.ok("rm", NAMES)
 
 
-def check_layers(cli: Cli, manifest_digest: str) -> None:
-    """The certificates and what stood in for them left nothing: no file, and no folder with another time."""
+def read_layers(cli: Cli, manifest_digest: str) -> Iterator[tarfile.TarFile]:
+    """The layers of a stored image, lowest first."""
     blobs = cli.state / "store" / "blobs" / "sha256"
-    manifest = json.loads((blobs / manifest_digest[7:]).read_text())
-    layers = []
-    for layer in manifest["layers"]:
+    for layer in json.loads((blobs / manifest_digest[7:]).read_text())["layers"]:
         with open_layer(blobs / layer["digest"][7:], layer["mediaType"]) as stream:
             data = io.BytesIO(stream.read())
         with tarfile.open(fileobj=data) as archive:
-            layers.append({info.name for info in archive})
-    steps = layers[-10:]
-    assert steps[0] == {"pre"} and steps[1] == {"trigger"} and steps[3] == {"shell"} and steps[4] == {"vol", "vol/kept"}
-    assert not {name for name in steps[5] if name.startswith(("etc", "usr"))}
+            yield archive
+
+
+def check_layers(cli: Cli, manifest_digest: str) -> None:
+    """The certificates and what stood in for them left nothing: no file, and no folder with another time."""
+    layers = [{info.name for info in archive} for archive in read_layers(cli, manifest_digest)]
+    steps = layers[-11:]
+    assert steps[0] == {"pre"} and steps[1] == {"trigger"} and steps[4] == {"shell"} and steps[5] == {"vol", "vol/kept"}
+    assert not {name for name in steps[6] if name.startswith(("etc", "usr"))}
     assert steps[-1] == {"post"}
 
 
@@ -215,57 +206,49 @@ def check_cached(cli: Cli, context: Path) -> None:
     assert "--pre-build-command id -u >/pre" in {step["Description"] for step in steps}
 
 
-REPEATED = f"""FROM {BASE} AS one
+REPEATED = """FROM base AS one
 RUN echo one >/one && mkdir -p /d/e && ln -s x /d/link
-FROM {BASE}
+FROM base
 COPY --from=one /d /d
+COPY --from=small /etc/motd /motd
 COPY file /file
 WORKDIR /made
-RUN echo two >/two && rm /etc/issue
+RUN grep -q small /motd && echo two >/two && rm /etc/issue
+RUN ! /usr/lib/apt/apt-helper download-file https://GATEWAY:PORT/hello /hello 2>/said && grep -qi certificate /said && rm /said
 """
+EPOCH = 1_700_000_000
 
 
-def test_two_builds_of_one_source_date_are_one_image(cli: Cli, context: Path) -> None:
+def test_two_builds_of_one_source_date_are_one_image(cli: Cli, context: Path, tmp_path: Path) -> None:
+    """Whichever way their images are named: in the store, in a layout, by a tag or by a digest."""
     (context / "file").write_text("data")
-    (context / "Dockerfile").write_text(REPEATED)
+    (tmp_path / "small.tar").write_bytes(tree_tar(b"small"))
+    cli.ok("image", "import", tmp_path / "small.tar", "tests/small:1")
+    cli.ok("image", "push", "--compression", "keep", "tests/small:1", f"oci:{tmp_path}/layout:1")
+    small = cli.json("image", "inspect", "tests/small:1")[0]["Digest"]
 
-    def build(tag: str) -> dict[str, Any]:
+    def build(tag: str, base: str, other: str) -> dict[str, Any]:
+        contexts = ["--build-context", f"base=docker-image://{base}", "--build-context", f"small={other}"]
         cli.ok(
-            "build",
-            context,
-            "-t",
-            tag,
-            "--no-cache",
-            timeout_s=BUILD_TIMEOUT_S,
-            environment={"SOURCE_DATE_EPOCH": "1700000000"},
-        )
+            "build", context, "-t", tag, "--no-cache", *contexts, timeout_s=BUILD_TIMEOUT_S,
+            environment={"SOURCE_DATE_EPOCH": str(EPOCH)},
+        )  # fmt: skip
         inspected: dict[str, Any] = cli.json("image", "inspect", tag)[0]
         return inspected
 
-    first = build("tests/same:1")
-    second = build("tests/same:2")
+    digest = cli.json("image", "inspect", BASE)[0]["Digest"]
+    with serve_tls(tmp_path) as (port, _):
+        (context / "Dockerfile").write_text(REPEATED.replace("GATEWAY", GATEWAY).replace("PORT", str(port)))
+        first = build("tests/same:1", BASE, f"oci-layout://{tmp_path}/layout:1")
+        second = build("tests/same:2", f"{BASE}@{digest}", f"oci-layout://{tmp_path}/layout@{small}")
     assert second["RootFS"] == first["RootFS"]
     assert (second["Id"], second["Digest"]) == (first["Id"], first["Digest"])
     assert first["Created"] == "2023-11-14T22:13:20Z"
-    show = cli.ok(
-        "run",
-        "--rm",
-        "--name",
-        "same1",
-        "--network",
-        "none",
-        "--from",
-        "tests/same:1",
-        "--",
-        "stat",
-        "-c",
-        "%Y",
-        "/two",
-        "/made",
-        "/d/e",
-    )
-    assert show.split() == ["1700000000"] * 3
-    cli.ok("image", "rm", "tests/same:1", "tests/same:2")
+    times = {}
+    for archive in read_layers(cli, first["Digest"]):
+        times.update({info.name: info.mtime for info in archive})
+    assert {times[name] for name in ("two", "made", "d/e", "d/link")} == {EPOCH}
+    cli.ok("image", "rm", "tests/same:1", "tests/same:2", "tests/small:1")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def build_image(request: BuildRequest, services: BuildServices, reporter: Report
     """
     reporter = reporter or Reporter(request.progress, services.clock)
     with ExitStack() as resources:
-        remote = request.remote or _make_remote(services, resources)
+        remote = request.remote or _make_remote(request, services, resources)
         rounds = BuildRounds(request, services, remote, reporter, resources)
         outcome = rounds.run(rounds.prepare(request))
         request, plan, result, disk = outcome.prepared.request, outcome.prepared.plan, outcome.result, outcome.disk
@@ -41,11 +41,15 @@ def build_image(request: BuildRequest, services: BuildServices, reporter: Report
         if disk is None and request.make_disk and result.layers:
             disk = _find_or_make_disk(services, image, reporter)
         bases = [(base.reference or base.manifest_digest, base.manifest_digest) for base in plan.images]
-        return BuildResult(image, disk, outcome.steps, outcome.cached, outcome.booted, bases, outcome.outcomes)
+        return BuildResult(
+            image, disk, outcome.steps, outcome.cached, outcome.booted, bases, outcome.outcomes,
+            request.materials.list_all(),
+        )  # fmt: skip
 
 
-def _make_remote(services: BuildServices, resources: ExitStack) -> RemoteSources:
-    return resources.enter_context(RemoteSources(resources.enter_context(Scratch(services.scratch))))
+def _make_remote(request: BuildRequest, services: BuildServices, resources: ExitStack) -> RemoteSources:
+    scratch = resources.enter_context(Scratch(services.scratch))
+    return resources.enter_context(RemoteSources(scratch, materials=request.materials))
 
 
 def check_request(request: BuildRequest, find_image: GetImage) -> CheckReport:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from firebuild.build.debug.model import Debugging
+from firebuild.build.materials import Material, Materials
 from firebuild.build.secrets import Lent
 from firebuild.build.sources.remote import RemoteSources
 from firebuild.build.sources.spec import ImageContext, Source
@@ -94,7 +95,8 @@ class BuildRequest:
     `lent`: secrets and SSH agents for the mounts of RUNs; `no_cache_filter`: stages, by name or index, whose steps all
     run; `pre_commands`, `post_commands`: run by the shell before and after the target's own steps; `ca_bundle`: PEM text
     that RUNs trust, in no image and no key; `debug`: who looks into the build, and when; `reread`: the same request with
-    the Dockerfile and the context as they are now, None where they cannot be read again.
+    the Dockerfile and the context as they are now, None where they cannot be read again; `materials`: what its inputs and
+    `remote` took in.
     """
 
     dockerfile: bytes
@@ -121,6 +123,7 @@ class BuildRequest:
     ca_bundle: str | None = None
     debug: Debugging | None = None
     reread: Callable[[], BuildRequest] | None = None
+    materials: Materials = field(default_factory=Materials)
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class StepOutcome:
 class BuildResult:
     """`steps`: layers of the needed stages; `cached`: how many of them were there already; `booted`: whether a build machine
     was needed; `disk`: None without layers or if none was wanted; `bases`: names and digests of the images it used;
-    `outcomes`: the steps in the order in which they ended."""
+    `outcomes`: the steps in the order in which they ended; `materials`: what came from repositories and URLs."""
 
     image: Image
     disk: Disk | None
@@ -146,3 +149,4 @@ class BuildResult:
     booted: bool
     bases: Sequence[tuple[str, Digest]] = ()
     outcomes: Sequence[StepOutcome] = ()
+    materials: Sequence[Material] = ()

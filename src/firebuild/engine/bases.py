@@ -10,6 +10,7 @@ from firebuild.engine.core import Engine
 from firebuild.engine.images import host_architecture, pull_image
 from firebuild.errors import ContextError, ImageError, NotFoundError, RegistryError, UsageError
 from firebuild.images import transfer
+from firebuild.images.ocilayout import stage_view
 from firebuild.images.remote import load_remote_config
 from firebuild.names import Reference, baseos_reference, is_baseos, parse_reference
 from firebuild.store.images import Image, parse_config
@@ -31,8 +32,11 @@ def load_layout_image(engine: Engine, layout: OciLayout) -> Image:
     path = Path(layout.path).absolute()
     if not (path / "index.json").is_file():
         raise ContextError(f"`{layout.path}` is no folder of an OCI image layout: it has no index.json")
-    with engine.use_store():
-        place = transfer.Place("oci", path=path, name=layout.name)
+    with engine.use_store(), engine.blobs.stage_folder() as stage:
+        if layout.digest is not None:
+            path = stage_view(stage, path, layout.digest)
+        # Of a tag and a digest, the digest says more.
+        place = transfer.Place("oci", path=path, name="" if layout.digest is not None else layout.name)
         moved = transfer.pull(place, engine.blobs, architecture=host_architecture())
         return engine.images.load_image(moved.manifest_digest)
 

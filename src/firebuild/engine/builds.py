@@ -13,6 +13,7 @@ import msgspec
 
 from firebuild.build.build import build_image
 from firebuild.build.debug.model import Debugging
+from firebuild.build.materials import Materials
 from firebuild.build.secrets import Lent
 from firebuild.build.services import BuildRequest, BuildResult, BuildServices
 from firebuild.build.sources.gitrun import caller_ssh_access
@@ -26,6 +27,7 @@ from firebuild.build.sources.spec import (
     parse_dockerfile_source,
     parse_named_context,
 )
+from firebuild.build.sources.url import redact_urls
 from firebuild.dockerfile.lint.flow import looks_secret
 from firebuild.dockerfile.scope import PROXY_NAMES, Platform
 from firebuild.engine.bases import list_layouts, resolve_base
@@ -96,12 +98,11 @@ def plan_facts(
     engine: Engine, request: RootfsRequest, wanted: BuildRequest, result: BuildResult, kind: str = "rootfs"
 ) -> Facts:
     """What is kept of how it was built. Build arguments that are a host's business, or look like secrets, are not."""
-    kept = {name: value for name, value in request.build_args.items() if name.upper() not in PROXY_NAMES}
     parent_name, parent = _find_parent(engine, result)
     return Facts(
         kind=kind,
         build=BuildConfig(
-            build_args={name: value for name, value in kept.items() if not looks_secret(name)},
+            build_args=select_public_args(request.build_args),
             dockerfile=wanted.name,
             pre_build_commands=list(request.pre_commands),
             post_build_commands=list(request.post_commands),
@@ -110,6 +111,16 @@ def plan_facts(
         parent=parent,
         parent_name=parent_name,
     )
+
+
+def select_public_args(build_args: Mapping[str, str]) -> dict[str, str]:
+    """The build arguments that may be written down: not those that are a host's business or look like secrets, and no
+    credentials in URLs."""
+    return {
+        name: redact_urls(value)
+        for name, value in build_args.items()
+        if name.upper() not in PROXY_NAMES and not looks_secret(name)
+    }
 
 
 def _find_parent(engine: Engine, result: BuildResult) -> tuple[str, str]:
@@ -161,7 +172,8 @@ def open_build_request(
     trust = engine.settings.trust_host_ca if request.trust_host_ca is None else request.trust_host_ca
     with ExitStack() as resources:
         scratch = resources.enter_context(Scratch(engine.layout.scratch))
-        own = resources.enter_context(RemoteSources(scratch, ssh))
+        materials = Materials()
+        own = resources.enter_context(RemoteSources(scratch, ssh, materials=materials))
         opener = InputOpener(resources, scratch, own, reporter, stdin=stdin)
         inputs = opener.open(dockerfile, context)
 
@@ -175,7 +187,10 @@ def open_build_request(
             context=inputs.tree,
             contexts=contexts,
             open_tree=opener.open_tree,
-            remote=resources.enter_context(RemoteSources(scratch, ssh, rank=inputs.rank, cache=engine.http_cache)),
+            remote=resources.enter_context(
+                RemoteSources(scratch, ssh, rank=inputs.rank, cache=engine.http_cache, materials=materials)
+            ),
+            materials=materials,
             build_args={**request.defaults, **request.build_args},
             target=request.target,
             tags=request.tags,

@@ -175,6 +175,31 @@ def _recompress(
     return {"mediaType": base + suffix, "digest": f"sha256:{total.hexdigest()}", "size": size}
 
 
+def stage_view(stage: Path, layout: Path, digest: Digest) -> Path:
+    """A layout below `stage` that shows one manifest or index of another layout, which skopeo picks by name only.
+
+    Raises ImageError where the layout does not have it, or has something else in its place; HostError.
+    """
+    source = layout / "blobs" / "sha256" / digest[7:]
+    if not source.is_file():
+        raise ImageError(f"the layout `{layout}` has no image {digest}")
+    data = read_bounded(source)
+    try:
+        kind = msgspec.json.decode(data).get("mediaType") or MANIFEST_TYPE
+    except (msgspec.MsgspecError, AttributeError, RecursionError) as error:
+        raise ImageError(f"{digest} in the layout `{layout}` is no image") from error
+    if digest_of(data) != digest:
+        raise ImageError(f"the layout `{layout}` is damaged: {digest} has another content")
+    view = stage / "view"
+    try:
+        view.mkdir()
+        os.symlink((layout / "blobs").absolute(), view / "blobs")
+    except OSError as error:
+        raise map_os_error(error, f"making `{view}`") from error
+    write_index(view, [{"mediaType": kind, "digest": digest, "size": len(data)}])
+    return view
+
+
 def read_bounded(path: Path) -> bytes:
     """A manifest, index or configuration. Raises ImageError for an absent, empty or enormous one."""
     data = b""

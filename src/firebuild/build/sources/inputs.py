@@ -221,6 +221,7 @@ class InputOpener:
         with self._reporter.step(f"[internal] load remote build context {neutralise(url.shown)}"):
             fetched = fetch(url, self._scratch, self._http_limits, canceled=self._remote.canceled)
             self._resources.callback(fetched.file.close)
+            self._remote.materials.note_file(url.shown, fetched.sha256)
             return fetched
 
     def _open_tar(self, file: BinaryIO, shown: str) -> TarTree:

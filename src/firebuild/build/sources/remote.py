@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from firebuild.build.context import BuildContext
 from firebuild.build.digest import compute_digest
+from firebuild.build.materials import Materials
 from firebuild.build.sources.address import ANY_RANK, rank_host
 from firebuild.build.sources.archive import convert_archive, is_archive
 from firebuild.build.sources.git import GitFetcher
@@ -117,7 +118,8 @@ def _git_checksum(git: GitSource, checksum: str) -> GitSource:
 class RemoteSources:
     """Fetches for one build. A context manager; thread-safe. `rank`: how close an address may be that the Dockerfile
     names (http.rank_address): a stranger's Dockerfile must not reach what only this host can. `cache`: what was fetched
-    before; a file that its server calls unchanged, or that a checksum names, comes from there."""
+    before; a file that its server calls unchanged, or that a checksum names, comes from there. `materials`: is told what
+    was taken in."""
 
     def __init__(
         self,
@@ -128,8 +130,10 @@ class RemoteSources:
         http_limits: FetchLimits | None = None,
         git_limits: GitLimits | None = None,
         cache: HttpCache | None = None,
+        materials: Materials | None = None,
     ) -> None:
         self.canceled = threading.Event()
+        self.materials = materials or Materials()
         self._scratch = scratch
         self._git = GitFetcher(scratch, ssh or SshAccess(), git_limits or GitLimits(), self.canceled)
         self._rank = rank
@@ -157,6 +161,7 @@ class RemoteSources:
             return self._select_git(add, add.source)
         url = add.source.url
         if add.checksum and not add.unpack:
+            self.materials.note_file(url.shown, add.checksum)
             digest = compute_digest("add-http-1", {"name": url.name, "content": add.checksum})
             return RemoteItem(CopyItem(url.name, "file"), digest, url.shown, _LazyFile(self, add))
         fetched = self.fetch_file(add)
@@ -173,6 +178,7 @@ class RemoteSources:
         fetched = self._fetch(url, add.checksum)
         with self._lock:
             self._resources.callback(fetched.file.close)
+        self.materials.note_file(url.shown, fetched.sha256)
         if add.checksum and fetched.sha256 != add.checksum:
             raise ContextError(
                 f"`{url.shown}` is not what --checksum says: expected sha256:{add.checksum}, got sha256:{fetched.sha256}"
@@ -205,6 +211,7 @@ class RemoteSources:
     def _select_git(self, add: RemoteAdd, source: GitSource) -> RemoteItem:
         self.check_rank(source)
         commit = self._git.resolve(source)
+        self.materials.note_commit(source.shown, commit)
         keep = add.keep_git_dir and not source.subdir
         fields = {
             "commit": commit,
@@ -219,10 +226,12 @@ class RemoteSources:
         digest = compute_digest("add-git-1", fields)
         return RemoteItem(CopyItem("", "directory"), digest, source.shown, _LazyRepository(self, pinned, keep))
 
-    def open_repository(self, source: GitSource, *, keep_git_dir: bool = False) -> BuildContext:
-        """A commit's files as a tree, until this object is left."""
+    def open_repository(self, source: GitSource, *, keep_git_dir: bool = False, noted: bool = False) -> BuildContext:
+        """A commit's files as a tree, until this object is left. `noted`: the materials have it, by its own name."""
         self.check_rank(source)
         checkout = self._git.checkout(source, keep_git_dir=keep_git_dir)
+        if not noted:
+            self.materials.note_commit(source.shown, checkout.commit)
         tree = BuildContext(checkout.folder, mtime_s=checkout.time_s)
         tree.place = source.shown
         with self._lock:
@@ -293,7 +302,7 @@ class _LazyRepository(ItemStream):
         self._keep = keep_git_dir
 
     def chunks(self, number: int) -> Iterator[bytes]:
-        tree = self._sources.open_repository(self._source, keep_git_dir=self._keep)
+        tree = self._sources.open_repository(self._source, keep_git_dir=self._keep, noted=True)
         for entry in tree.walk(tree.root_entry()):
             check_kind(entry)
             info = tarfile.TarInfo(f"{number}/{entry.path}" if entry.path else str(number))

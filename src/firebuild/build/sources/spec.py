@@ -10,7 +10,7 @@ from firebuild.build.sources.gitref import GitSource, looks_like_git, parse_git
 from firebuild.build.sources.url import Url, parse_url
 from firebuild.errors import UsageError
 from firebuild.events.text import neutralise
-from firebuild.names import Reference, parse_reference
+from firebuild.names import Digest, Reference, parse_digest, parse_reference
 
 _INSTRUCTIONS = (
     "ADD|ARG|CMD|COPY|ENTRYPOINT|ENV|EXPOSE|FROM|HEALTHCHECK|LABEL|MAINTAINER|ONBUILD|RUN|SHELL|STOPSIGNAL|USER|VOLUME|WORKDIR"
@@ -48,10 +48,12 @@ class HttpSource:
 
 @dataclass(frozen=True)
 class OciLayout:
-    """An image in a folder of the OCI image layout. `name`: its tag there, empty for the only one."""
+    """An image in a folder of the OCI image layout. `name`: its tag there; `digest`: of its manifest or index; without
+    both the only one."""
 
     path: str
     name: str
+    digest: Digest | None = None
 
 
 @dataclass(frozen=True)
@@ -123,16 +125,17 @@ def parse_named_context(text: str, exists: Callable[[str], bool]) -> tuple[str, 
 
 
 def _parse_layout(name: str, text: str) -> ImageContext:
+    text, at, digest = text.partition("@")
     folder, slash, last = text.rpartition("/")
     last, _, tag = last.partition(":")
     path = folder + slash + last
-    if not path or "@" in last + tag or ":" in tag or "," in text or ":" in path or "\0" in text:
+    if not path or ":" in tag or "," in text or ":" in path or "\0" in text:
         raise UsageError(
             f"the build context `{name}` names no image layout",
-            hint="write oci-layout://FOLDER or oci-layout://FOLDER:TAG",
+            hint="write oci-layout://FOLDER, oci-layout://FOLDER:TAG or oci-layout://FOLDER@sha256:DIGEST",
         )
     reference = Reference(domain="oci-layout", path=normalise_context_name(name), tag=None, digest=None)
-    return ImageContext(reference, OciLayout(path, tag))
+    return ImageContext(reference, OciLayout(path, tag, parse_digest(digest) if at else None))
 
 
 def normalise_context_name(name: str) -> str:

@@ -34,7 +34,7 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option(
     "--build-context", "build_contexts", multiple=True,
-    help="A named context: NAME=PATH, NAME=URL, NAME=docker-image://REFERENCE or NAME=oci-layout://PATH[:TAG].",
+    help="A named context: NAME=PATH, NAME=URL, NAME=docker-image://REFERENCE or NAME=oci-layout://PATH[:TAG][@DIGEST].",
 )  # fmt: skip
 @click.option("--docker-image", help="Take this image as it is, in place of building a Dockerfile.")
 @click.option(
@@ -123,7 +123,7 @@ def rootfs(**options: Any) -> None:
     if options["iidfile"] is not None:
         options["iidfile"].write_text(result.image.id)
     if options["metadata_file"] is not None:
-        options["metadata_file"].write_bytes(make_build_metadata(result, request.tags))
+        options["metadata_file"].write_bytes(make_build_metadata(result, request.tags, None if image else request))
     if format_name == "json":
         print_json(describe_build(result, request.tags))
     elif format_name != "text":

@@ -219,6 +219,8 @@ def test_named_contexts() -> None:
         "a=-",
         "a=oci-layout://",
         "a=oci-layout:///x@sha256:0",
+        "a=oci-layout:///x@sha512:" + "0" * 128,
+        "a=oci-layout://@sha256:" + "0" * 64,
         "a=oci-layout://x:1:2",
         "a=target:x",
         "a=container:x",
