@@ -185,3 +185,22 @@ def test_docker_runs_what_was_saved_and_pushed(cli: Cli, docker: list[str], tmp_
         # Docker's own manifests have its configurations, which stay as they are.
         back = cli.json("image", "inspect", name)[0]
         assert (back["Id"], back["ChainID"], back["Config"]) == (identity, before["ChainID"], before["Config"])
+
+
+def test_in_and_out_of_a_docker_itself(cli: Cli, docker: list[str]) -> None:
+    """`docker-daemon:`: the image that Docker lists is the one that is here, and it comes back as the same."""
+    host = {"DOCKER_HOST": docker[2]}
+    before = cli.json("image", "inspect", "app:1")[0]
+    cli.ok("image", "push", "app:1", "docker-daemon:app:daemon", environment=host)
+    shown = subprocess.run([*docker, "image", "inspect", "app:daemon"], capture_output=True, check=True).stdout
+    assert json.loads(shown)[0]["Id"] == before["Id"]
+    assert "docker-daemon:none:1" in cli.refused("image", "pull", "docker-daemon:none:1", environment=host).stderr
+    nobody = cli.refused(
+        "image", "pull", "docker-daemon:app:daemon", environment={"DOCKER_HOST": "unix:///run/no.sock"}
+    )
+    assert "there is no Docker at `unix:///run/no.sock`" in nobody.stderr and "DOCKER_HOST" in nobody.stderr
+    cli.ok("image", "pull", "docker-daemon:app:daemon", "back:1", environment=host)
+    back = cli.json("image", "inspect", "back:1")[0]
+    assert {key: back[key] for key in ("Id", "ChainID", "Config")} == {
+        key: before[key] for key in ("Id", "ChainID", "Config")
+    }

@@ -30,6 +30,7 @@ _LINE_MAX = 2000
 _TICK_S = 0.5
 _POLICY_FILES = ("/etc/containers/policy.json", "/usr/share/containers/policy.json")
 _LOG_LINE = re.compile(r'time="[^"]*" level=(?P<level>\w+) msg="(?P<text>(?:[^"\\]|\\.)*)"')
+_MIRRORS = re.compile(r"\(Mirrors also failed: \[.*?\]\): ")
 _QUIET_LEVELS = ("debug", "info", "trace")
 _TALK = ("Copying ", "Getting ", "Writing ", "Storing ")
 
@@ -89,8 +90,10 @@ _REASONS = (
 
 def classify_failure(stderr: str) -> tuple[str, str | None]:
     """The reason and a hint for what skopeo wrote when it failed; `other` if it is not one of the known ones."""
+    # Of a registry that has mirrors it is the registry's own word that counts.
+    own = _MIRRORS.sub("", stderr)
     for pattern, reason, hint in _REASONS:
-        if re.search(pattern, stderr, re.IGNORECASE):
+        if re.search(pattern, own, re.IGNORECASE):
             return reason, hint
     return "other", None
 

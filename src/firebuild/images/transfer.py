@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from firebuild.errors import ImageError, UsageError
+from firebuild.errors import ImageError, RegistryError, UsageError
 from firebuild.images import skopeo
 from firebuild.images.arrival import DOCKER_FORMAT, KEEP_PLAIN, adopt_layout, check_manifest, plan_format
 from firebuild.images.blobs import BlobSink
@@ -22,6 +22,7 @@ D = TypeVar("D")
 Progress = Callable[[int, int | None], None]
 
 TRANSPORTS = ("docker", "oci", "oci-archive", "docker-archive", "docker-daemon")
+_DOCKER_HOST = "unix:///var/run/docker.sock"
 _WITHOUT_MANIFEST = ("docker-archive", "docker-daemon")
 
 
@@ -84,7 +85,7 @@ def pull(
         _check_listed(check_manifest(raw, subject, architecture), source, access, subject)
         kept = plan_format(raw, architecture)
     flags = ["--retry-times", str(access.retries), KEEP_PLAIN, *kept]
-    flags += access.flags(domain, "src-") if domain else []
+    flags += _side_flags(source, access, "src-")
     with blobs.stage_folder() as stage:
         target = stage / "oci"
         watch = (lambda _: progress(folder_bytes(target), None)) if progress else None
@@ -93,6 +94,23 @@ def pull(
             flags=flags, timeout_s=access.timeout_s, tick=watch,
         )  # fmt: skip
         return adopt_layout(target, blobs, subject, own_manifest=without_manifest)
+
+
+def _side_flags(place: Place, access: Access, side: str) -> list[str]:
+    """How skopeo reaches a registry or a Docker. It has a flag for what Docker's own programs take from DOCKER_HOST."""
+    if place.transport == "docker" and place.reference:
+        return access.flags(place.reference.domain, side)
+    if place.transport != "docker-daemon":
+        return []
+    host = os.environ.get("DOCKER_HOST") or _DOCKER_HOST
+    if host.startswith("unix://") and not Path(host.removeprefix("unix://")).is_socket():
+        # skopeo's own word for it is "io: read/write on closed pipe".
+        raise RegistryError(
+            f"there is no Docker at `{host}` for the image `{place}`",
+            reason="unreachable",
+            hint="start dockerd, or say with DOCKER_HOST where it listens",
+        )
+    return [f"--{side}daemon-host", host]
 
 
 def _check_listed(digests: list[Digest], source: Place, access: Access, subject: str) -> None:
@@ -122,8 +140,7 @@ def push(
     flags = ["--retry-times", str(access.retries)]
     if target.transport in ("docker", "oci"):
         flags.append("--preserve-digests")
-    if target.transport == "docker" and target.reference:
-        flags += access.flags(target.reference.domain, "dest-")
+    flags += _side_flags(target, access, "dest-")
     with blobs.stage_folder() as stage:
         plain = "plain" if target.transport == "docker-daemon" else compression
         told = (lambda done: progress(done, None)) if progress else None
