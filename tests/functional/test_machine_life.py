@@ -71,9 +71,17 @@ def test_run_ls_inspect_kill_purge(fake: Fake) -> None:
     shown = fake.cli.json("inspect", "--vmm-id", started.stdout.strip()[:6])
     assert shown["VMMID"] == started.stdout.strip()
     assert shown["Configs"]["RunConfig"]["EnvVars"] == {"A": "1"}
+    (written,) = fake.cli.state.glob("rootfs/test/app/1/metadata.json")
+    assert shown["Rootfs"] == {
+        **json.loads(written.read_text()), "Tag": IMAGE, "Digest": shown["Rootfs"]["ManifestDigest"],
+    }  # fmt: skip
+    assert shown["Rootfs"]["EntrypointInfo"]["Cmd"] == shown["Configs"]["RunConfig"]["EntrypointInfo"]["Cmd"] == ["/bin/app"]
     result = fake.cli.run("exec", "one", "--", "anything")
     assert (result.status, result.stdout) == (3, "fake output\n")
     fake.cli.ok("kill", "one")
+    fake.cli.ok("image", "rm", IMAGE)
+    fake.cli.ok("gc")
+    assert fake.cli.json("inspect", "one")["Rootfs"]["ManifestDigest"] == shown["Rootfs"]["Digest"]
     assert fake.state("one") == "stopped"
     assert fake.cli.ok("purge") == "one\n"
     assert fake.cli.ok("ls", "-a", "-q") == ""

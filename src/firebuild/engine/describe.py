@@ -7,8 +7,11 @@ from typing import Any
 import msgspec
 
 from firebuild.engine.core import Engine
+from firebuild.engine.views import plan_metadata
+from firebuild.errors import StoreError, UsageError
 from firebuild.machine.metadata import plan_ip_configuration
 from firebuild.machine.state import MachineRecord
+from firebuild.names import Digest
 from firebuild.network.attach import Attachment, find_attachment
 
 
@@ -34,12 +37,7 @@ def describe_machine(engine: Engine, name: str) -> dict[str, Any]:
         "Pid": {"Pid": progress.vmm.pid if progress.vmm else 0},
         "StartedAtUTC": 0 if progress.started_at_ns is None else progress.started_at_ns // 10**9,
         "RunCache": str(paths.state),
-        "Rootfs": {
-            "Type": "rootfs",
-            "Tag": spec.image,
-            "Digest": spec.image_digest,
-            "EntrypointInfo": _entrypoint(record),
-        },
+        "Rootfs": _rootfs(engine, record),
         "CNI": {
             "VethName": attachment.host_interface if attachment else "",
             "NetName": spec.network or "",
@@ -83,10 +81,22 @@ def describe_machine(engine: Engine, name: str) -> dict[str, Any]:
                 "EnvVars": dict(spec.env),
                 "Ports": [str(port) for port in spec.ports],
                 "Labels": dict(spec.labels),
+                "EntrypointInfo": _entrypoint(record),
             },
         },
         "NetworkInterfaces": [_interface(spec.mmds, attachment)] if attachment else [],
     }
+
+
+def _rootfs(engine: Engine, record: MachineRecord) -> dict[str, Any]:
+    """What `metadata.json` says of the image that the machine was started from, under the name that was asked for; of an image
+    that has been removed since, or is damaged, what the machine's own record knows."""
+    spec = record.spec
+    try:
+        metadata = msgspec.to_builtins(plan_metadata(engine, spec.image, Digest(spec.image_digest)))
+    except (StoreError, UsageError):
+        metadata = {"Type": "rootfs", "EntrypointInfo": _entrypoint(record), "ManifestDigest": spec.image_digest}
+    return {**metadata, "Tag": spec.image, "Digest": spec.image_digest}
 
 
 def _entrypoint(record: MachineRecord) -> dict[str, Any]:
