@@ -165,6 +165,14 @@ class ImageError(FirebuildError):
     code = "image"
 
 
+def damaged_blob(digest: str, found: str) -> StoreError:
+    """The error of whoever reads a blob that is not what its name says. `found`: the digest that its bytes have."""
+    return StoreError(
+        f"the blob {digest} is damaged: its content has the digest {found}",
+        hint="`firebuild fsck --repair` sets it aside; then pull or build the image again",
+    )
+
+
 class RegistryError(ImageError):
     """A registry refused, failed or lied. `reason`: unreachable, unauthorized, not-found, tls, platform, damaged or other."""
 

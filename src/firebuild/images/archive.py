@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 
 import msgspec
 
-from firebuild.errors import ImageError
+from firebuild.errors import ImageError, damaged_blob
 from firebuild.images.blobs import BlobSink
 from firebuild.images.compression import ExpansionLimits, load_zstd, uncompress
 from firebuild.images.tarcheck import TarChecker, TarLimits
@@ -129,10 +129,11 @@ def _open_regular(path: Path, subject: str) -> BinaryIO:
 class LayerStream:
     """A layer as a plain tar. `read` like a file's; at the end the diff id is compared if one is expected."""
 
-    def __init__(self, pieces: Iterator[bytes], subject: str, expected: Digest | None) -> None:
+    def __init__(self, pieces: Iterator[bytes], subject: str, expected: Digest | None, path: Path) -> None:
         import hashlib
 
         self._pieces = pieces
+        self._path = path
         self._subject = subject
         self._expected = expected
         self._hash = hashlib.sha256()
@@ -157,7 +158,11 @@ class LayerStream:
         return data
 
     def _next(self) -> bool:
-        piece = next(self._pieces, b"")
+        try:
+            piece = next(self._pieces, b"")
+        except ImageError:
+            check_blob(self._path)
+            raise
         if piece:
             self._hash.update(piece)
             self._rest = memoryview(piece)
@@ -166,6 +171,7 @@ class LayerStream:
             self._ended = True
             found = "sha256:" + self._hash.hexdigest()
             if self._expected is not None and found != self._expected:
+                check_blob(self._path)
                 raise ImageError(
                     f"{self._subject} is not what its image says: expected the diff id {self._expected}, got {found}"
                 )
@@ -174,6 +180,16 @@ class LayerStream:
     def __iter__(self) -> Iterator[bytes]:
         while data := self.read(1 << 18):
             yield data
+
+
+def check_blob(path: Path) -> None:
+    """Raises StoreError, which says how to mend it, if a blob is not what its file's name, the digest, says."""
+    import hashlib
+
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if len(path.name) == len(found) and path.name != found:
+        raise damaged_blob(f"sha256:{path.name}", f"sha256:{found}")
 
 
 @contextmanager
@@ -187,7 +203,8 @@ def open_layer(
     """A layer blob as a stream of its plain tar, bounded in size and ratio.
 
     The compression is known by the blob's magic, since registries hold layers whose media type does not fit; an unknown media
-    type is refused. With `expected_diff_id` the last `read` raises if the content is another. Raises ImageError.
+    type is refused. With `expected_diff_id` the last `read` raises if the content is another. Raises ImageError;
+    StoreError where it is the store that has damaged the blob.
     """
     subject = f"the layer {path.name[:19]}"
     if media_type not in _LAYER_TYPES:
@@ -197,4 +214,4 @@ def open_layer(
     except OSError as error:
         raise ImageError(f"{subject} cannot be read: {error.strerror}") from error
     with file:
-        yield LayerStream(uncompress(file, subject, limits), subject, expected_diff_id)
+        yield LayerStream(uncompress(file, subject, limits), subject, expected_diff_id, path)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
-from firebuild.errors import ImageError, RegistryError, StoreError
+from firebuild.errors import ImageError, RegistryError, StoreError, damaged_blob
 from firebuild.host.files import map_os_error
 from firebuild.images.archive import open_layer
 from firebuild.images.blobs import BlobSink
@@ -321,9 +321,23 @@ class _TarWriter:
         self.add(name, len(data), iter([data]))
 
     def add_file(self, name: str, path: Path) -> None:
+        """A blob of the store, by its path there. Raises StoreError if it is damaged."""
+        import hashlib
+
+        if name in self._names:
+            return
+        total = hashlib.sha256()
+
+        def read() -> bytes:
+            data = file.read(_CHUNK)
+            total.update(data)
+            return data
+
         try:
             with open(path, "rb") as file:
-                self.add(name, os.fstat(file.fileno()).st_size, iter(lambda: file.read(_CHUNK), b""))
+                self.add(name, os.fstat(file.fileno()).st_size, iter(read, b""))
+            if total.hexdigest() != path.name:
+                raise damaged_blob(f"sha256:{path.name}", f"sha256:{total.hexdigest()}")
         except FileNotFoundError:
             raise StoreError(
                 f"the blob sha256:{path.name} is missing from the store", hint="pull the image again"

@@ -11,6 +11,7 @@ import msgspec
 
 from firebuild.errors import ImageError, RegistryError, UsageError
 from firebuild.images import skopeo
+from firebuild.images.archive import check_blob
 from firebuild.images.arrival import DOCKER_FORMAT, KEEP_PLAIN, adopt_layout, check_manifest, plan_format
 from firebuild.images.blobs import BlobSink
 from firebuild.images.ocilayout import Compression, MovedImage, parse_manifest, stage_image
@@ -148,10 +149,17 @@ def push(
         layout, digest = stage_image(stage, blobs, manifest_digest, compression=plain, oci=oci, progress=told)
         total = folder_bytes(layout)
         watch = (lambda pid: progress(min(read_bytes(pid), total), total)) if progress else None
-        skopeo.copy(
-            f"oci:{layout}", _skopeo_name(target), subject, stage,
-            flags=flags, timeout_s=access.timeout_s, tick=watch,
-        )  # fmt: skip
+        try:
+            skopeo.copy(
+                f"oci:{layout}", _skopeo_name(target), subject, stage,
+                flags=flags, timeout_s=access.timeout_s, tick=watch,
+            )  # fmt: skip
+        except RegistryError as error:
+            if error.reason == "damaged":
+                # Of what is read here the store is the only source.
+                for path in (layout / "blobs" / "sha256").iterdir():
+                    check_blob(path)
+            raise
         return digest
 
 

@@ -25,7 +25,7 @@ from typing import Annotated
 
 import msgspec
 
-from firebuild.errors import StoreError
+from firebuild.errors import StoreError, damaged_blob
 from firebuild.host.deadline import Deadline
 from firebuild.host.files import map_os_error, sync_folder, write_atomic
 from firebuild.host.locks import hold_lock
@@ -189,10 +189,7 @@ class BlobStore:
             raise StoreError(f"the blob {digest} is larger than {limit} bytes, too large for what it should be")
         found = "sha256:" + hashlib.sha256(data).hexdigest()
         if found != digest:
-            raise StoreError(
-                f"the blob {digest} is damaged: its content has the digest {found}",
-                hint="`firebuild fsck` sets it aside; then pull or build the image again",
-            )
+            raise damaged_blob(digest, found)
         return data
 
     def compute_digest(self, digest: Digest) -> Digest:

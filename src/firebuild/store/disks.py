@@ -274,5 +274,5 @@ def make_blank(path: Path, size_bytes: int, *, journal: bool = False, label: str
 def _damaged(folder: Path, why: str) -> StoreError:
     return StoreError(
         f"the disk `{folder}` is damaged: {why}",
-        hint="`firebuild fsck` removes it; it is then made again from its image",
+        hint="`firebuild fsck --repair` removes it; it is then made again from its image",
     )
