@@ -75,7 +75,11 @@ def test_run_ls_inspect_kill_purge(fake: Fake) -> None:
     assert shown["Rootfs"] == {
         **json.loads(written.read_text()), "Tag": IMAGE, "Digest": shown["Rootfs"]["ManifestDigest"],
     }  # fmt: skip
-    assert shown["Rootfs"]["EntrypointInfo"]["Cmd"] == shown["Configs"]["RunConfig"]["EntrypointInfo"]["Cmd"] == ["/bin/app"]
+    assert (
+        shown["Rootfs"]["EntrypointInfo"]["Cmd"]
+        == shown["Configs"]["RunConfig"]["EntrypointInfo"]["Cmd"]
+        == ["/bin/app"]
+    )
     result = fake.cli.run("exec", "one", "--", "anything")
     assert (result.status, result.stdout) == (3, "fake output\n")
     fake.cli.ok("kill", "one")

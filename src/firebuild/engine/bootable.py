@@ -70,7 +70,7 @@ def push_bootable(
     # Held to the end: of an image that loses its name meanwhile nothing goes before all of it is there.
     with engine.use_store():
         image = engine.keep_image(lambda: engine.images.get_named(name))
-        root = ensure_root_disk(engine, image, report) if disk else None
+        root = ensure_root_disk(engine, image, report, progress=progress) if disk else None
         chosen = None
         if kernel is not None:
             chosen = engine.kernels.get(parse_object_name("kernel", kernel)) if kernel else engine.kernels.default()

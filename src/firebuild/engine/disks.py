@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,8 +10,10 @@ import msgspec
 
 from firebuild.engine.core import Engine
 from firebuild.engine.kernels import get_boot
+from firebuild.engine.layers import load_layer_sizes
 from firebuild.host.files import require_free
 from firebuild.images.archive import open_layer
+from firebuild.images.transfer import Progress
 from firebuild.machine.build_machine import BuildMachine, BuildMachineSize, open_build_machine
 from firebuild.machine.spec import DEFAULT_KERNEL_ARGS
 from firebuild.store.disk_check import check_disk
@@ -69,9 +71,15 @@ def find_root_disk(engine: Engine, chain_id: str) -> Disk | None:
 
 
 def ensure_root_disk(
-    engine: Engine, image: Image, report: Callable[[str], None] = lambda _: None, *, wish: MachineWish = NO_WISH
+    engine: Engine,
+    image: Image,
+    report: Callable[[str], None] = lambda _: None,
+    *,
+    progress: Progress | None = None,
+    wish: MachineWish = NO_WISH,
 ) -> Disk:
-    """The image's root disk, made in a build machine if it does not exist yet. `report`: told before that starts."""
+    """The image's root disk, made in a build machine if it does not exist yet. `report`: told before that starts; `progress`: of
+    the plain bytes of layers that the machine has taken, and of all."""
     from firebuild.engine.views import sync_views
 
     key, parameters = root_disk_key(engine, image.chain_id)
@@ -81,7 +89,7 @@ def ensure_root_disk(
     report(f"making the disk of {image.reference or image.manifest_digest[:19]}")
     with engine.disks.stage(engine.settings.root_disk_bytes) as staged:
         with open_machine(engine, bases=[], results=[staged.path], purpose="making a root disk", wish=wish) as machine:
-            _write_layers(engine, image, machine)
+            _write_layers(engine, image, machine, progress)
         check_disk(staged.path)
         disk = staged.publish(key, {"chain_id": image.chain_id, "parameters": parameters})
     references = engine.images.list_references()
@@ -89,21 +97,35 @@ def ensure_root_disk(
     return disk
 
 
-def _write_layers(engine: Engine, image: Image, machine: BuildMachine) -> None:
+def _write_layers(engine: Engine, image: Image, machine: BuildMachine, progress: Progress | None) -> None:
     """Unpack the lowest layer onto the blank disk, the others beside it, and carry those out on it."""
+    sizes = load_layer_sizes(engine)
+    known = [sizes.get(diff_id) for diff_id in image.config.rootfs.diff_ids]
+    total = sum(size for size in known if size is not None) if None not in known else None
+    done = 0
+
+    def told(pieces: Iterable[bytes]) -> Iterator[bytes]:
+        nonlocal done
+        for piece in pieces:
+            yield piece
+            # Asked for the next one: the guest has room for it, so that most of this one is written.
+            done += len(piece)
+            if progress:
+                progress(done, total)
+
     guest, drive = machine.guest, machine.result_drives[0]
     stack: list[str] = []
     for number, (descriptor, diff_id) in enumerate(zip(image.layers, image.config.rootfs.diff_ids, strict=True)):
         path = engine.blobs.path(descriptor.digest)
         with open_layer(path, descriptor.media_type, expected_diff_id=diff_id) as layer:
             if number == 0:
-                guest.apply_disk(drive, layer)
+                guest.apply_disk(drive, told(layer))
                 continue
             if not stack:
                 # The layers above take what they do not say of a folder from what lies below.
                 guest.mount_layer("b0", drive)
                 stack.append("b0")
-            guest.apply_layer(f"l{number}", stack, layer)
+            guest.apply_layer(f"l{number}", stack, told(layer))
             stack.insert(0, f"l{number}")
     if stack:
         guest.drop_layer("b0")
@@ -111,10 +133,15 @@ def _write_layers(engine: Engine, image: Image, machine: BuildMachine) -> None:
 
 
 def export_tree(
-    engine: Engine, image: Image, write: Callable[[bytes], object], report: Callable[[str], None] = lambda _: None
+    engine: Engine,
+    image: Image,
+    write: Callable[[bytes], object],
+    report: Callable[[str], None] = lambda _: None,
+    progress: Progress | None = None,
 ) -> int:
-    """Hand the image's whole tree as a tar to `write`; returns the number of entries. `report`: told before a disk is made."""
-    disk = ensure_root_disk(engine, image, report)
+    """Hand the image's whole tree as a tar to `write`; returns the number of entries. `report`, `progress`: told of a disk that
+    is made first."""
+    disk = ensure_root_disk(engine, image, report, progress=progress)
     with open_machine(engine, bases=[disk.path], results=[], purpose="exporting an image") as machine:
         machine.guest.mount_layer("b0", machine.base_drives[0])
         return machine.guest.export_tree(["b0"], write).entries

@@ -112,7 +112,7 @@ def export_image(
             if progress:
                 progress(done, None)
 
-        return export_tree(engine, image, put, report)
+        return export_tree(engine, image, put, report, progress)
 
 
 def _open_output(stack: ExitStack, output: Path | BinaryIO) -> Callable[[bytes], object]:

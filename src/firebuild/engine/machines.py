@@ -106,7 +106,7 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
     image = found or engine.keep_image(lambda: engine.images.get_named(request.image))
     kernel, boot = get_boot(engine, request.kernel)
     _check_name_free(engine, name)
-    disk = ensure_root_disk(engine, image, report)
+    disk = ensure_root_disk(engine, image, report, progress=progress)
     machine_id = new_machine_id()
     paths = engine.layout.machine(machine_id)
     if request.root_mode == "copy":

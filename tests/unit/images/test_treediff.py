@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from firebuild.errors import ImageError
+from firebuild.errors import ImageError, StoreError
 from firebuild.images.packages import parse_packages
 from firebuild.images.treediff import Change, LayerSource, compare_packages, compare_trees, load_tree
 from firebuild.names import Digest
@@ -102,7 +102,11 @@ def test_what_is_no_layer(tmp_path: Path, data: bytes) -> None:
 
 
 def test_another_content_than_the_diff_id_says(tmp_path: Path) -> None:
+    """The image's lie, or the store's damage: each is told as what it is."""
     source = layer(tmp_path, ("f", b"one"))
-    source.path.write_bytes(source.path.read_bytes().replace(b"one", b"two"))
     with pytest.raises(ImageError, match="diff id"):
+        load_tree([LayerSource(source.path, source.media_type, Digest("sha256:" + "1" * 64))])
+    source.path.write_bytes(source.path.read_bytes().replace(b"one", b"two"))
+    with pytest.raises(StoreError, match=f"the blob {source.diff_id} is damaged") as caught:
         load_tree([source])
+    assert "firebuild fsck --repair" in (caught.value.hint or "")

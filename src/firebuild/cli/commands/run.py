@@ -123,7 +123,7 @@ def run(**options: Any) -> int:
     )
     with Engine() as engine:
         try:
-            with open_meter(f"fetching {image}") as progress:
+            with open_meter(f"preparing {image}") as progress:
                 record = run_machine(engine, request, progress=progress, report=note)
         except GuestError as error:
             if error.guest_code not in START_FAILURES:
