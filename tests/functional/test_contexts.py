@@ -155,7 +155,7 @@ def test_contexts_that_cannot_be(bench: Bench, web: WebServer) -> None:
     file = "FROM debian:12\nCOPY --from=c x /\n"
     assert "no archive" in bench.fail(file, contexts=(f"c={web.url}/x",)).message
     assert "does not exist" in bench.fail(file, contexts=("c=/nowhere",)).message
-    assert "oci-layout" in bench.fail(file, contexts=("c=oci-layout:///x",)).message
+    assert "names no image layout" in bench.fail(file, contexts=("c=oci-layout://a:b:c",)).message
 
 
 # -- ADD ---------------------------------------------------------------------------------------------------------------

@@ -407,7 +407,10 @@ def _keys(reference: Reference) -> list[str]:
 
 
 def _find_entry(index: _Index, reference: Reference) -> Descriptor | None:
-    key = _keys(reference)[-1]
+    keys = _keys(reference)
+    if not keys:
+        return None  # a name that no index has, as of an image in somebody's layout
+    key = keys[-1]
     for entry in index.manifests:
         if entry.annotations.get(REFERENCE_ANNOTATION) == key:
             return entry

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from firebuild.errors import NotFoundError, StoreError, UsageError
-from firebuild.names import Digest, parse_reference
+from firebuild.names import Digest, Reference, parse_reference
 from firebuild.store.blobs import BlobStore, Descriptor
 from firebuild.store.images import (
     REFERENCE_ANNOTATION,
@@ -60,6 +60,7 @@ def test_commit_find_and_list(images: ImageStore) -> None:
     assert found.size == sum(images.blobs.size(digest) for digest in images.blobs.list_digests())
     assert images.list_images() == [made]
     assert images.find_image(parse_reference("debian:other")) is None
+    assert images.find_image(Reference(domain="oci-layout", path="c", tag=None, digest=None)) is None
 
 
 def test_commit_is_reproducible(images: ImageStore, tmp_path: Path) -> None:
