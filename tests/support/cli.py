@@ -123,15 +123,18 @@ class Cli:
         return json.loads(self.ok(*arguments))
 
     @contextmanager
-    def start(self, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-        """Start a command in its own process group, as a shell does; leaving the block interrupts and then kills it."""
+    def start(self, *arguments: str | Path, merged: bool = False) -> Iterator[subprocess.Popen[str]]:
+        """Start a command in its own process group, as a shell does; leaving the block interrupts and then kills it.
+
+        `merged`: its standard error comes with its standard output.
+        """
         argv = self._argv(arguments)
         process = subprocess.Popen(
             argv,
             env=self.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT if merged else subprocess.PIPE,
             text=True,
             errors="replace",
             start_new_session=True,
@@ -146,7 +149,7 @@ class Cli:
     def await_output(self, machine: str, text: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
         """Follow a machine's output until `text` is in a line of it: `run -d` returns when the entrypoint has been started."""
         seen: list[str] = []
-        with self.start("logs", "--follow", machine) as process:
+        with self.start("logs", "--follow", machine, merged=True) as process:
             killer = threading.Timer(timeout_s, process.kill)
             killer.start()
             try:

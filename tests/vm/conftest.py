@@ -102,6 +102,8 @@ def context(tmp_path: Path) -> Path:
 def _programs() -> None:
     """Say at once what a machine lacks, instead of failing in the middle."""
     missing = [
-        name for name in ("qemu-system-x86_64", "mmdebstrap", "redis-cli", "ip", "nft") if not shutil.which(name)
+        name
+        for name in ("qemu-system-x86_64", "mmdebstrap", "psql", "redis-cli", "ip", "nft")
+        if not shutil.which(name)
     ]
     assert not missing, f"missing programs: {', '.join(missing)}; run: ./dev setup"
