@@ -1,6 +1,11 @@
 //! A writer of tar archives: ustar with PAX records where a value does not fit. The same input gives the same bytes.
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::AsFd;
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 
 use crate::tree::{Kind, Xattrs};
 
@@ -49,13 +54,34 @@ impl<W: Write> TarWriter<W> {
     }
 
     /// Writes a file of exactly `header.size` bytes; shorter content is filled with zeros, longer is cut:
-    /// the header has been sent when a file changes its size.
-    pub fn append_file(&mut self, header: &Header<'_>, content: &mut dyn Read) -> io::Result<()> {
+    /// the header has been sent when a file changes its size. Holes are not read: a large one would push all else out of
+    /// memory.
+    pub fn append_file(&mut self, header: &Header<'_>, file: &mut File) -> io::Result<()> {
         self.write_header(header, header.size)?;
-        let copied = self.copy(content, header.size)?;
-        let padding = header.size.wrapping_neg() % 512;
-        let missing = header.size.saturating_sub(copied).saturating_add(padding);
-        io::copy(&mut io::repeat(0).take(missing), &mut self.output)?;
+        let mut position = 0;
+        while position < header.size {
+            let (start, end) = next_data(file, position, header.size)?;
+            self.fill(start - position)?;
+            let copied = self.copy(file, end - start)?;
+            position = start + copied;
+            if position < end {
+                break;
+            }
+        }
+        self.fill(header.size - position)?;
+        self.fill(header.size.wrapping_neg() % 512)
+    }
+
+    fn fill(&mut self, mut zeros: u64) -> io::Result<()> {
+        let whole = self.buffer.len();
+        let used = usize::try_from(zeros).unwrap_or(whole).min(whole);
+        let (part, _) = self.buffer.split_at_mut(used);
+        part.fill(0);
+        while zeros > 0 {
+            let count = usize::try_from(zeros).unwrap_or(used).min(used);
+            self.output.write_all(part.get(..count).unwrap_or_default())?;
+            zeros -= u64::try_from(count).unwrap_or(zeros);
+        }
         Ok(())
     }
 
@@ -103,6 +129,24 @@ impl<W: Write> TarWriter<W> {
         let bytes = block(header.path, kind, header.mode, owner, size, mtime, header.link, header.device);
         self.output.write_all(&bytes)
     }
+}
+
+/// Where, from `position` to `size`, the next data begin and end; the file is read from there on.
+fn next_data(file: &mut File, position: u64, size: u64) -> io::Result<(u64, u64)> {
+    const SMALL: u64 = 64 * 1024;
+    if size <= SMALL {
+        // Not worth looking for holes.
+        return Ok((position, size));
+    }
+    let start = match rustix::fs::seek(file.as_fd(), SeekFrom::Data(position)) {
+        Ok(start) => start.min(size),
+        Err(Errno::NXIO) => return Ok((size, size)),
+        // A file system without holes: all of it is data.
+        Err(_) => position,
+    };
+    let end = rustix::fs::seek(file.as_fd(), SeekFrom::Hole(start)).unwrap_or(size).clamp(start, size);
+    file.seek(io::SeekFrom::Start(start))?;
+    Ok((start, end))
 }
 
 fn pax_records(header: &Header<'_>, size: u64) -> Vec<u8> {
@@ -192,5 +236,64 @@ fn block(
 fn put(block: &mut [u8; BLOCK], at: usize, bytes: &[u8]) {
     if let Some(place) = block.get_mut(at..at + bytes.len()) {
         place.copy_from_slice(bytes);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use rustix::fs::{memfd_create, MemfdFlags};
+
+    use super::*;
+
+    fn written(size: u64, real_size: u64, data: &[u64]) -> (Vec<u8>, Vec<u8>) {
+        let mut file = File::from(memfd_create("sparse", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(real_size).unwrap();
+        let mut expected = vec![0; usize::try_from(size).unwrap()];
+        for position in data {
+            file.write_all_at(b"data", *position).unwrap();
+            let at = usize::try_from(*position).unwrap();
+            expected[at..at + 4].copy_from_slice(b"data");
+        }
+        let none = Vec::new();
+        let header = Header {
+            path: b"sparse",
+            kind: Kind::File,
+            link: b"",
+            hard_link: false,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            size,
+            mtime: 0,
+            device: 0,
+            xattrs: &none,
+        };
+        let mut writer = TarWriter::new(Vec::new());
+        writer.append_file(&header, &mut file).unwrap();
+        (writer.into_inner().split_off(BLOCK), expected)
+    }
+
+    #[test]
+    fn holes_are_zeros() {
+        const MIB: u64 = 1 << 20;
+        for (size, real_size, data) in [
+            (3 * MIB, 3 * MIB, &[MIB, 2 * MIB + 77][..]),
+            (3 * MIB + 1, 3 * MIB + 1, &[0, 3 * MIB - 5]),
+            (3 * MIB, 3 * MIB, &[]),
+            // It became shorter, and longer, since its header was written.
+            (3 * MIB, MIB, &[5]),
+            (100_000, 3 * MIB, &[99_990]),
+            (1000, 500, &[300]),
+            (0, 0, &[]),
+        ] {
+            let (archive, expected) = written(size, real_size, data);
+            assert_eq!(archive.len() % BLOCK, 0);
+            let (content, padding) = archive.split_at(expected.len());
+            assert!(content == expected, "{size} {real_size} {data:?}");
+            assert!(padding.len() < BLOCK && padding.iter().all(|byte| *byte == 0));
+        }
     }
 }
