@@ -1,4 +1,5 @@
-"""What is damaged, hand-made or of another version: refused or named in a sentence, the rest of the store unharmed."""
+"""What is damaged (rotten bits, truncation, empty metadata, edits by hand) or of a newer version: refused or named in a sentence,
+the rest of the store unharmed."""
 
 from __future__ import annotations
 

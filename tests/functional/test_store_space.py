@@ -1,4 +1,5 @@
-"""Space: leases keep what is in use, collection works on a full disk, quotas and missing room are told before work starts."""
+"""Space: leases keep what is in use or in flight from a concurrent collection, removing works on a full disk, quotas and missing
+room are told before work starts."""
 
 from __future__ import annotations
 
