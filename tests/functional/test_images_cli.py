@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -22,17 +23,25 @@ from tests.support.web import serve_web
 DPKG = b"Package: tool\nStatus: install ok installed\nVersion: %s\nArchitecture: amd64\n\n"
 
 
-@pytest.fixture
-def cli(firebuild_cli: Cli, tmp_path: Path) -> Cli:
-    """With `app:1` and `app:2`, which differ in a file, a package and their configuration."""
-    first = tmp_path / "one.tar"
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state with `app:1` and `app:2`, which differ in a file, a package and their configuration: made once, copied by each test."""
+    folder = tmp_path_factory.mktemp("stored")
+    (folder / "run").mkdir()
+    made = Cli(folder / "state", folder / "run")
+    first = folder / "one.tar"
     first.write_bytes(tree_tar(b"one", [("var/lib/dpkg/status", DPKG % b"1.0"), ("bin/tool", b"x" * 5000)]))
-    firebuild_cli.ok(
-        "image", "import", "-q", first, "app:1", "--change", 'CMD ["/bin/tool"]', "-c", "ENV A=1", "-c", "ENV B=$A"
-    )
-    second = tmp_path / "two.tar"
+    made.ok("image", "import", "-q", first, "app:1", "--change", 'CMD ["/bin/tool"]', "-c", "ENV A=1", "-c", "ENV B=$A")
+    second = folder / "two.tar"
     second.write_bytes(tree_tar(b"two", [("var/lib/dpkg/status", DPKG % b"2.0"), ("bin/more", b"y")]))
-    firebuild_cli.ok("image", "import", second, "app:2", "-m", "second", "-c", "LABEL kind=test", "-c", "WORKDIR /srv")
+    made.ok("image", "import", second, "app:2", "-m", "second", "-c", "LABEL kind=test", "-c", "WORKDIR /srv")
+    return folder / "state"
+
+
+@pytest.fixture
+def cli(firebuild_cli: Cli, stored: Path) -> Cli:
+    """With the two images."""
+    shutil.copytree(stored, firebuild_cli.state, symlinks=True, dirs_exist_ok=True)
     return firebuild_cli
 
 
