@@ -18,8 +18,8 @@ from firebuild.engine.disks import root_disk_key
 from firebuild.engine.image_export import export_image, save_images
 from firebuild.images.skopeo import Access
 from firebuild.images.transfer import parse_place
-from tests.functional.test_machine_life import Fake
 from tests.support.cli import Cli
+from tests.support.fake_machines import Fake
 from tests.support.registry import password_auth, start_registry, tree_tar, write_certificate
 
 BUSYBOX = shutil.which("busybox")

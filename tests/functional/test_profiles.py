@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.functional.test_machine_life import Fake
 from tests.support.cli import Cli, find_free_port
+from tests.support.fake_machines import Fake
 from tests.support.fake_vmm import Script
 
 EMULATOR = Path(sys.executable).with_name("firecracker-emulator")

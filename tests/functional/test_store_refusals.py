@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.functional.test_machine_life import Fake
 from tests.support.cli import Cli
+from tests.support.fake_machines import Fake
 from tests.support.registry import tree_tar
 
 COMMANDS = (("ls",), ("image", "ls"), ("gc",), ("purge",), ("run", "--from", "test/app:1", "--network", "none"))

@@ -18,8 +18,8 @@ from firebuild.engine.disks import root_disk_key
 from firebuild.names import parse_reference
 from firebuild.store.disks import Disk
 from firebuild.store.images import Image, ImageConfig, RootFs
-from tests.functional.test_machine_life import Fake
 from tests.support.cli import Cli
+from tests.support.fake_machines import Fake
 from tests.support.fake_vmm import Script
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"

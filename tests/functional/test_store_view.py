@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.functional.test_machine_life import Fake
 from tests.support.cli import Cli
+from tests.support.fake_machines import Fake
 
 PACKAGE = """
 from pathlib import Path

@@ -37,6 +37,7 @@ class Script:
     exit_code: int = 0
     ignore_stop: bool = False
     console: str = "fake kernel: booting\n"
+    end_on_signal: int = 0
 
 
 def write_fake_vmm(path: Path, script: Script) -> Path:
@@ -104,13 +105,19 @@ class FakeGuest:
             line += stream.recv(1)
         stream.sendall(b"OK 1073741824\n")
         _, payload = receive(stream)
-        op = json.loads(payload)["op"]
+        request = json.loads(payload)
+        op = request["op"]
         if op == "hello":
             self.send(stream, REPLY, {"protocol": 1, "version": "fake", "features": []})
         elif op in ("stop", "poweroff"):
             self.send(stream, REPLY, {})
             if not self.script.ignore_stop:
                 self.end(143)
+        elif op == "signal":
+            self.send(stream, REPLY, {})
+            self.send_bytes(self.push, STDOUT, b"signal %d\n" % request["signal"])
+            if request["signal"] == self.script.end_on_signal:
+                self.end(128 + request["signal"])
         elif op == "exec":
             self.send(stream, REPLY, {"pid": 7})
             self.send_bytes(stream, STDOUT, b"fake output\n")

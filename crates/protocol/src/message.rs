@@ -211,6 +211,14 @@ pub struct StopRequest {
     pub timeout_ms: u64,
 }
 
+/// `signal` on the control port.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct SignalRequest {
+    pub op: String,
+    pub signal: i32,
+}
+
 /// A request without arguments: `hello`, `poweroff`.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]

@@ -150,6 +150,9 @@ impl Agent {
                         self.ask_init();
                     }
                 }
+                Ok(News::Order(Order::Signal(signal))) => {
+                    self.signal_service(signal);
+                }
                 Ok(News::Order(_)) => self.ask_init(),
                 Ok(one) => self.take(one),
                 Err(RecvTimeoutError::Timeout) => {

@@ -268,6 +268,12 @@ fn wait_for_end(guest: &Guest, orders: &Receiver<Order>, booted: &mut Booted) {
                 None if booted.owes_exit => {}
                 None => return,
             },
+            Ok(Order::Signal(signal)) => {
+                if let Some(pid) = guest.entrypoint() {
+                    // As above: it may be ending.
+                    let _ = guest.reaper.signal(pid, signal, false);
+                }
+            }
             Err(RecvTimeoutError::Timeout) => {
                 if let Some(pid) = guest.entrypoint() {
                     let _ = guest.reaper.signal(pid, libc::SIGKILL, false);

@@ -6,7 +6,7 @@ use crate::launch::{prepare, Launch};
 use crate::session;
 use crate::stream::FdStream;
 use crate::util::{refuse, start_thread_with};
-use firebuild_protocol::message::{op_of, CopyRequest, ExecRequest, PlainRequest, StopRequest};
+use firebuild_protocol::message::{op_of, CopyRequest, ExecRequest, PlainRequest, SignalRequest, StopRequest};
 use firebuild_protocol::{
     ErrorCode, FrameStream, FrameType, ProtocolError, SessionOptions, TaskError, PROTOCOL_VERSION,
 };
@@ -68,6 +68,7 @@ fn serve_one(guest: &Arc<Guest>, stream: &mut FdStream) -> Result<(), TaskError>
         "exec" => exec(guest, &parse(request)?, stream),
         "copy-in" => copy_in(guest, &parse(request)?, stream),
         "copy-out" => copy_out(guest, &parse(request)?, stream),
+        "signal" => signal(guest, &parse(request)?, stream),
         "stop" => stop(guest, &parse(request)?, stream),
         "poweroff" => {
             parse::<PlainRequest>(request)?;
@@ -125,10 +126,25 @@ fn copy_out(guest: &Guest, request: &CopyRequest, stream: &mut FdStream) -> Resu
     copy::copy_out(&request.path, stream)
 }
 
-fn stop(guest: &Guest, request: &StopRequest, stream: &mut FdStream) -> Result<(), TaskError> {
-    if !(1..=64).contains(&request.signal) {
-        return refuse(ErrorCode::BadRequest, format!("{} is no signal", request.signal));
+fn signal(guest: &Guest, request: &SignalRequest, stream: &mut FdStream) -> Result<(), TaskError> {
+    guest.profile()?;
+    check_signal(request.signal)?;
+    if guest.entrypoint().is_none() {
+        return refuse(ErrorCode::NotFound, "no entrypoint runs");
     }
+    guest.order(Order::Signal(request.signal));
+    reply(stream, &json!({}))
+}
+
+fn check_signal(signal: i32) -> Result<(), TaskError> {
+    if (1..=64).contains(&signal) {
+        return Ok(());
+    }
+    refuse(ErrorCode::BadRequest, format!("{signal} is no signal"))
+}
+
+fn stop(guest: &Guest, request: &StopRequest, stream: &mut FdStream) -> Result<(), TaskError> {
+    check_signal(request.signal)?;
     let timeout = Duration::from_millis(request.timeout_ms).min(LONGEST_STOP);
     reply(stream, &json!({}))?;
     guest.order(Order::Stop { signal: request.signal, timeout });

@@ -21,6 +21,8 @@ pub enum Order {
         timeout: Duration,
     },
     PowerOff,
+    /// Signal the entrypoint, and no more.
+    Signal(i32),
 }
 
 pub struct Guest {

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from firebuild.cli.log_options import make_log_options
 from firebuild.config.current import load_profile, profile_folder, use_settings
 from firebuild.config.profiles import Profile, find_current, unknown_key
 from firebuild.config.settings import PROPERTY_FLAGS, SETTINGS, Flags, resolve_settings
@@ -63,6 +64,7 @@ def equip(command: click.Command, section: tuple[str, ...], *, plain: bool = Fal
         if option.envvar is None:
             option.envvar = flag_variables(section, option)
     added: list[click.Option] = [_Refusal(name, switch) for name, switch in _TRACING.items()]
+    added += make_log_options()
     if not plain:
         added += [_ProfileOption(section), _Equipment(["--profile-conf-dir", _FOLDER], help="The folder of profiles.")]
         added += [_SettingOption(setting.key, many=setting.many) for setting in SETTINGS]

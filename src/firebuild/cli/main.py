@@ -30,12 +30,20 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "rootfs": ("rootfs", "rootfs", "Build a root file system from a Dockerfile, in a microVM"),
     "build": ("rootfs", "rootfs", "Alias of rootfs"),
     "run": ("run", "run", "Start a microVM from an image"),
-    "ls": ("machines", "ls", "List machines"),
-    "ps": ("machines", "ls", "Alias of ls"),
-    "inspect": ("machines", "inspect", "Show everything about a machine, as JSON"),
+    "ls": ("machine_list", "ls", "List machines"),
+    "ps": ("machine_list", "ls", "Alias of ls"),
+    "inspect": ("machine_list", "inspect", "Show everything about a machine, as JSON"),
     "logs": ("logs", "logs", "Show what a machine's entrypoint printed"),
     "exec": ("exec", "exec_", "Run a command in a running machine"),
     "ssh": ("ssh", "ssh", "Log in to a running machine, or run a command in it, over its own sshd"),
+    "start": ("life", "start", "Start ended machines again, with their own disks and logs"),
+    "restart": ("life", "restart", "Stop machines and start them again"),
+    "pause": ("life", "pause", "Stop the processors of machines"),
+    "resume": ("life", "resume", "Let paused machines go on"),
+    "unpause": ("life", "resume", "Alias of resume"),
+    "wait": ("life", "wait", "Wait until machines have ended, and print their exit codes"),
+    "port": ("life", "port", "Show the published ports of a machine"),
+    "rename": ("life", "rename", "Give a machine another name"),
     "stop": ("machines", "stop", "Stop machines: their stop signal, then force"),
     "kill": ("machines", "kill", "Terminate machines"),
     "rm": ("machines", "rm", "Remove ended machines with their disks and logs"),
@@ -58,7 +66,7 @@ _DOCKER_WORDS = {
     "images": "image ls", "rmi": "image rm", "pull": "image pull", "tag": "image tag", "import": "image import",
     "builder": "cache", "buildx": "build", "system": "gc", "container": "ls",
 }  # fmt: skip
-_HIDDEN = frozenset(("machine-ended", "build", "ps", "profile-create", "profile-ls", "profile-inspect"))
+_HIDDEN = frozenset(("machine-ended", "build", "ps", "unpause", "profile-create", "profile-ls", "profile-inspect"))
 # These are under no profile: they make them, or are told everything.
 _PLAIN = frozenset(("profile", "profile-create", "profile-ls", "profile-inspect", "machine-ended", "version"))
 

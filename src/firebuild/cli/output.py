@@ -74,13 +74,40 @@ def write_output(stream: str, data: bytes) -> None:
     target.flush()
 
 
+_json_log = [False]
+
+
+def use_json_log() -> None:
+    """From here on notes and errors are one JSON object a line (--log-as-json), and tables of machines are too."""
+    _json_log[0] = True
+
+
+def is_json_log() -> bool:
+    """Whether --log-as-json was given."""
+    return _json_log[0]
+
+
+def _log(level: str, message: str, **more: object) -> None:
+    # The keys of hashicorp/go-hclog's JSON format, which scripts around the original know.
+    now = format_time(time.time_ns())
+    click.echo(
+        msgspec.json.encode({"@level": level, "@message": message, "@timestamp": now, **more}).decode(), err=True
+    )
+
+
 def note(text: str) -> None:
     """A line of talk, on standard error."""
+    if is_json_log():
+        _log("info", text)
+        return
     click.echo(text, err=True)
 
 
 def print_error(error: FirebuildError) -> None:
     """`error: message`, its details, its hint, on standard error."""
+    if is_json_log():
+        _log("error", error.message, code=error.code, details=error.details, hint=error.hint)
+        return
     click.echo(f"error: {error.message}", err=True)
     if error.details:
         click.echo(error.details, err=True)

@@ -21,6 +21,7 @@ from firebuild.images.skopeo import Access
 from firebuild.images.transfer import Progress
 from firebuild.layout import MachineLayout
 from firebuild.machine.lifecycle import finish_machine, remove_machine, start_machine, stop_machine
+from firebuild.machine.living import resume_machine
 from firebuild.machine.metadata import parse_signal
 from firebuild.machine.spec import (
     DEFAULT_KERNEL_ARGS,
@@ -30,7 +31,7 @@ from firebuild.machine.spec import (
     Entrypoint,
     MachineSpec,
 )
-from firebuild.machine.state import ENDED, MachineRecord
+from firebuild.machine.state import ENDED, MachineRecord, State
 from firebuild.names import PortMapping, new_machine_id, parse_hostname, parse_machine_name, parse_reference
 from firebuild.store.disks import make_blank
 from firebuild.store.images import Image
@@ -226,12 +227,19 @@ def get_running(engine: Engine, name: str) -> MachineRecord:
     record = engine.machines.records.get(name)
     if record.effective_state in ENDED or not record.alive:
         raise MachineError(f"the machine {record.spec.name} is {record.effective_state}", hint="see `firebuild ls -a`")
+    if record.state is State.PAUSED:
+        raise MachineError(
+            f"the machine {record.spec.name} is paused", hint=f"let it go on: firebuild resume {record.spec.name}"
+        )
     return record
 
 
 def end_machine(engine: Engine, name: str, *, timeout_s: float) -> MachineRecord:
     """Stop a machine: its stop signal, then after `timeout_s` force. One that has ended already is fine."""
     record = engine.machines.records.get(name)
+    if timeout_s > 0 and record.effective_state is State.PAUSED:
+        # It cannot end in order while its processors stand still.
+        resume_machine(engine.machines, record.spec.id)
     stop_machine(engine.machines, record, timeout_s=timeout_s)
     return record
 

@@ -45,6 +45,11 @@ def request_stop(vsock: Path, signal: int, timeout_s: float, deadline: Deadline)
     ask(vsock, {"op": "stop", "signal": signal, "timeout_ms": int(timeout_s * 1000)}, deadline)
 
 
+def request_signal(vsock: Path, signal: int, deadline: Deadline) -> None:
+    """Send the entrypoint a signal. Raises GuestError `not-found` where none runs."""
+    ask(vsock, {"op": "signal", "signal": signal}, deadline)
+
+
 def request_poweroff(vsock: Path, deadline: Deadline) -> None:
     """Ask the guest to end everything, sync, unmount and power off."""
     ask(vsock, {"op": "poweroff"}, deadline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import signal
@@ -14,6 +15,13 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
 
     pid: int
     start_time: int
+
+
+@functools.cache
+def get_boot_id() -> str:
+    """What tells one boot of this host from another (random(4), `/proc/sys/kernel/random/boot_id`)."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def find_identity(pid: int) -> ProcessIdentity | None:

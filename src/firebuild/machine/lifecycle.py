@@ -21,14 +21,22 @@ from firebuild.errors import DeadlineError, FirebuildError, GuestError, HostErro
 from firebuild.guest.control import request_stop
 from firebuild.host.deadline import Deadline
 from firebuild.host.files import map_os_error, remove_tree, write_atomic
-from firebuild.host.identity import ProcessIdentity, find_identity, is_alive, kill_and_wait, send_signal, wait_gone
+from firebuild.host.identity import (
+    ProcessIdentity,
+    find_identity,
+    get_boot_id,
+    is_alive,
+    kill_and_wait,
+    send_signal,
+    wait_gone,
+)
 from firebuild.host.locks import hold_lock
 from firebuild.host.watch import wait_for_path
 from firebuild.layout import Layout, MachineLayout
 from firebuild.machine.console import find_crash, find_killed
 from firebuild.machine.metadata import MMDS_ADDRESS, parse_signal, plan_boot_document, plan_metadata
 from firebuild.machine.spec import MachineSpec
-from firebuild.machine.state import ENDED, MachineRecord, MachineRecords, Progress, State
+from firebuild.machine.state import ENDED, HOST_REBOOT, MachineRecord, MachineRecords, Progress, State
 from firebuild.machine.supervisor import Owner, SupervisorLink, open_owner, open_supervisor, read_tail, start_supervisor
 from firebuild.names import MachineId
 from firebuild.network.attach import Attachment, NetworkSettings, attach_network, detach_network
@@ -148,6 +156,43 @@ def _start_recorded(
             raise
 
 
+def start_again(services: MachineServices, machine_id: MachineId, boot: Boot) -> MachineRecord:
+    """Start an ended machine with its own disks and logs, and wait until its guest is ready.
+
+    On any failure, an interrupt included, it is an ended machine again, with all that it had. Raises MachineError for one
+    that has not ended; then any FirebuildError, with the console's last lines.
+    """
+    services.layout.machine(machine_id).check_lengths()
+    with hold_machine(services, machine_id) as paths, open_owner() as owner:
+        record = services.records.get(machine_id)
+        if record.state not in ENDED:
+            raise MachineError(f"the machine {record.spec.name} is {record.effective_state}")
+        # What its last end could not take down.
+        detach_network(services.networks, machine_id, deadline=Deadline(_CLEANUP_S, "taking down the network"))
+        remove_tree(paths.run)
+        try:
+            started = _start(services, record.spec, boot, paths, owner, stays_tied=False, life=record.progress.life + 1)
+            owner.release()
+            return started
+        except BaseException as error:
+            evidence = collect_evidence(paths) if _wants_evidence(error) else None
+            with _uninterrupted():
+                settle_start(services, services.records.get(machine_id), paths, reason=f"not started: {error}"[:500])
+            if evidence and isinstance(error, FirebuildError):
+                error.details = f"{error.details}\n{evidence}" if error.details else evidence
+            raise
+
+
+def _forget_end(paths: MachineLayout) -> None:
+    """What told of an earlier life's end must not tell of the next one's: the console is kept beside."""
+    try:
+        paths.exit_record.unlink(missing_ok=True)
+        if paths.console_log.exists():
+            paths.console_log.replace(paths.console_log.with_name(paths.console_log.name + ".1"))
+    except OSError as error:
+        raise map_os_error(error, f"preparing `{paths.state}`") from error
+
+
 def _start(
     services: MachineServices,
     spec: MachineSpec,
@@ -156,10 +201,14 @@ def _start(
     owner: Owner,
     *,
     stays_tied: bool,
+    life: int = 0,
 ) -> MachineRecord:
     records = services.records
-    progress = msgspec.structs.replace(records.get(spec.id).progress, started_at_ns=time.time_ns())
+    progress = Progress(
+        owner=find_identity(os.getpid()), started_at_ns=time.time_ns(), boot_id=get_boot_id(), life=life
+    )
     records.update(spec.id, State.STARTING, progress)
+    _forget_end(paths)
     _make_folder(paths.run)
     deadline = Deadline(spec.boot_timeout_s, f"starting {spec.name}")
     attachment = None
@@ -315,10 +364,26 @@ def undo_start(services: MachineServices, machine_id: MachineId, paths: MachineL
     services.records.delete(machine_id)
 
 
+def settle_start(services: MachineServices, record: MachineRecord, paths: MachineLayout, *, reason: str) -> None:
+    """A start came to nothing: a new machine is undone; one that had lived before has failed, and keeps its disks and logs."""
+    if record.state in ENDED:
+        return
+    if record.progress.life == 0:
+        undo_start(services, record.spec.id, paths)
+        return
+    end_processes(services, record.spec.id)
+    detach_network(services.networks, record.spec.id, deadline=Deadline(_CLEANUP_S, "taking down the network"))
+    remove_tree(paths.run)
+    ended = msgspec.structs.replace(
+        record.progress, owner=None, supervisor=None, vmm=None, reason=reason, ended_at_ns=time.time_ns()
+    )
+    services.records.update(record.spec.id, State.FAILED, ended)
+
+
 def end_processes(services: MachineServices, machine_id: MachineId) -> None:
     """Kill a machine's supervisor and VMM, if they run; identity is checked, so no other process is hit. Raises MachineError."""
     record = services.records.find(machine_id)
-    if record is None:
+    if record is None or record.rebooted:
         return
     supervisor, vmm = record.progress.supervisor, record.progress.vmm
     if supervisor is not None and not _end_supervisor(services, record, supervisor):
@@ -364,7 +429,7 @@ def finish_machine(services: MachineServices, machine_id: MachineId, *, reason: 
             return
         if record.state in (State.CREATED, State.STARTING):
             # Its command died while starting it: nobody ever had this machine.
-            undo_start(services, machine_id, paths)
+            settle_start(services, record, paths, reason="its start was cut short")
             return
         finish_held(services, record, paths, reason=reason)
 
@@ -378,7 +443,7 @@ def finish_held(
     if exit_record is None:
         # No exit record: the supervisor did not live to write one. It kills its VMM with it; be sure of both.
         end_processes(services, spec.id)
-    elif record.progress.vmm is not None:
+    elif record.progress.vmm is not None and not record.rebooted:
         kill_and_wait(record.progress.vmm, grace_s=0)
     detach_network(services.networks, spec.id, deadline=Deadline(_CLEANUP_S, "taking down the network"))
     remove_tree(paths.run)
@@ -386,7 +451,10 @@ def finish_held(
         remove_tree(paths.state)
         services.records.delete(spec.id)
         return
-    state, code, why = _ending(exit_record, reason, paths.console_log)
+    if exit_record is None and record.rebooted:
+        state, code, why = State.STOPPED, None, HOST_REBOOT
+    else:
+        state, code, why = _ending(exit_record, reason, paths.console_log)
     progress = msgspec.structs.replace(
         record.progress, supervisor=None, vmm=None, exit_code=code, reason=why, ended_at_ns=time.time_ns()
     )

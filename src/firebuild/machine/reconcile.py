@@ -13,8 +13,8 @@ from firebuild.machine.lifecycle import (
     finish_held,
     finish_machine,
     remove_machine,
+    settle_start,
     try_hold_machine,
-    undo_start,
 )
 from firebuild.machine.state import ENDED, MachineRecord, State
 from firebuild.names import MachineId
@@ -95,7 +95,7 @@ def _repair(services: MachineServices, seen: MachineRecord) -> bool:
         if record is None or record.state in ENDED:
             return False
         if record.state in (State.CREATED, State.STARTING):
-            undo_start(services, record.spec.id, paths)
+            settle_start(services, record, paths, reason="its start was cut short")
             return True
         if record.alive:
             return False

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import difflib
 import enum
-import sqlite3
 import time
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from firebuild.errors import ConflictError, NotFoundError, StoreError
-from firebuild.host.identity import ProcessIdentity, is_alive
+from firebuild.host.identity import ProcessIdentity, get_boot_id, is_alive
 from firebuild.machine.spec import MachineSpec
 from firebuild.names import MachineId
 from firebuild.store.database import Database
+
+if TYPE_CHECKING:
+    import sqlite3
 
 
 class State(enum.StrEnum):
@@ -30,12 +33,14 @@ class State(enum.StrEnum):
 
 
 ENDED = frozenset((State.STOPPED, State.FAILED, State.LOST))
+HOST_REBOOT = "host reboot"
 
 
 class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is known of a machine beyond its spec. Times are Unix times in nanoseconds; `exit_code`: the entrypoint's.
 
-    `owner`: the process that the machine ends with; None once it is released.
+    `owner`: the process that the machine ends with; None once it is released. `boot_id`: the host's, when the machine was
+    started. `life`: how often it was started before.
     """
 
     owner: ProcessIdentity | None = None
@@ -49,6 +54,8 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
     addresses: list[str] = []
     mac: str | None = None
     lease: str | None = None
+    boot_id: str | None = None
+    life: int = 0
 
 
 class MachineRecord(msgspec.Struct, frozen=True):
@@ -62,7 +69,12 @@ class MachineRecord(msgspec.Struct, frozen=True):
     @property
     def alive(self) -> bool:
         """Whether its supervisor still runs."""
-        return self.progress.supervisor is not None and is_alive(self.progress.supervisor)
+        return self.progress.supervisor is not None and not self.rebooted and is_alive(self.progress.supervisor)
+
+    @property
+    def rebooted(self) -> bool:
+        """Whether the host was booted anew since the machine was started: none of its processes can live."""
+        return self.progress.boot_id is not None and self.progress.boot_id != get_boot_id()
 
     @property
     def orphaned(self) -> bool:
@@ -77,10 +89,17 @@ class MachineRecord(msgspec.Struct, frozen=True):
 
     @property
     def effective_state(self) -> State:
-        """The state, corrected by what is seen: a machine that should run and whose supervisor is gone is lost."""
+        """The state, corrected by what is seen: a machine that should run and whose supervisor is gone is lost, or stopped
+        with its host."""
         if self.state in (State.RUNNING, State.PAUSED, State.STOPPING) and not self.alive:
-            return State.LOST
+            return State.STOPPED if self.rebooted else State.LOST
         return self.state
+
+    @property
+    def reason(self) -> str | None:
+        """Why it ended, also where nobody has noted it yet."""
+        unseen = self.rebooted and self.state not in ENDED
+        return HOST_REBOOT if unseen else self.progress.reason
 
 
 _COLUMNS = "spec, state, record, created_at_ns"
@@ -103,14 +122,27 @@ class MachineRecords:
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     columns,
                 )
-        except sqlite3.IntegrityError:
-            owner = self.find(spec.name)
-            by = f" by the machine {owner.spec.id} ({owner.effective_state})" if owner else ""
-            raise ConflictError(
-                f"the name `{spec.name}` is taken{by}",
-                hint=f"choose another --name, or remove it: firebuild rm {spec.name}",
-            ) from None
+        except ConflictError:
+            raise self._taken(spec.name) from None
         return MachineRecord(spec=spec, state=State.CREATED, progress=progress, created_at_ns=now)
+
+    def rename(self, spec: MachineSpec) -> None:
+        """Record a machine's spec with its new name. Raises ConflictError if that is taken."""
+        try:
+            with self._database.transaction():
+                self._database.execute(
+                    "UPDATE machines SET name = ?, spec = ?, updated_at_ns = ? WHERE id = ?",
+                    (spec.name, _encode(spec), time.time_ns(), spec.id),
+                )
+        except ConflictError:
+            raise self._taken(spec.name) from None
+
+    def _taken(self, name: str) -> ConflictError:
+        owner = self.find(name)
+        by = f" by the machine {owner.spec.id} ({owner.effective_state})" if owner else ""
+        return ConflictError(
+            f"the name `{name}` is taken{by}", hint=f"choose another name, or remove it: firebuild rm {name}"
+        )
 
     def update(self, machine_id: MachineId, state: State, progress: Progress) -> None:
         """Record a machine's state."""

@@ -1,0 +1,120 @@
+"""`firebuild start|restart|pause|resume|wait|port|rename`: what becomes of machines."""
+
+from __future__ import annotations
+
+import click
+
+from firebuild.cli.options import machine_arguments, machine_name, machine_names
+from firebuild.cli.output import note, print_error
+from firebuild.cli.several import each_machine
+from firebuild.engine.core import Engine
+from firebuild.errors import FirebuildError, NotFoundError, UsageError
+
+_NO_EXIT_CODE = 125
+_VMM_IDS = click.option("--vmm-id", "vmm_ids", multiple=True, help="A machine: id, beginning of its id, or name.")
+
+
+@click.command()
+@click.argument("machines", nargs=-1)
+@_VMM_IDS
+def start(machines: tuple[str, ...], vmm_ids: tuple[str, ...]) -> int:
+    """Start ended machines again, with their own disks, ports and logs; returns when their guests are ready."""
+    from firebuild.engine.life import start_ended
+
+    return each_machine(machine_names(machines, vmm_ids), start_ended)
+
+
+@click.command()
+@click.argument("machines", nargs=-1)
+@_VMM_IDS
+@click.option("-t", "--time", "--timeout", "timeout_s", type=click.FloatRange(0, 86400), default=10.0,
+              show_default=True, help="Seconds until force is used.")  # fmt: skip
+def restart(machines: tuple[str, ...], vmm_ids: tuple[str, ...], timeout_s: float) -> int:
+    """Stop machines, where they run, and start them again."""
+    from firebuild.engine import life
+
+    names = machine_names(machines, vmm_ids)
+    return each_machine(names, lambda engine, name: life.restart(engine, name, timeout_s=timeout_s))
+
+
+@click.command()
+@click.argument("machines", nargs=-1)
+@_VMM_IDS
+def pause(machines: tuple[str, ...], vmm_ids: tuple[str, ...]) -> int:
+    """Stop the processors of machines; memory, connections and disks stay. The guest's clock stands still meanwhile."""
+    from firebuild.engine import life
+
+    return each_machine(machine_names(machines, vmm_ids), life.pause)
+
+
+@click.command()
+@click.argument("machines", nargs=-1)
+@_VMM_IDS
+def resume(machines: tuple[str, ...], vmm_ids: tuple[str, ...]) -> int:
+    """Let paused machines go on."""
+    from firebuild.engine import life
+
+    return each_machine(machine_names(machines, vmm_ids), life.resume)
+
+
+@click.command()
+@click.argument("machines", nargs=-1)
+@_VMM_IDS
+def wait(machines: tuple[str, ...], vmm_ids: tuple[str, ...]) -> int:
+    """Wait until machines have ended, and print the exit code of each: 125 where the entrypoint left none."""
+    from firebuild.engine import life
+
+    status = 0
+    with Engine() as engine:
+        for name in machine_names(machines, vmm_ids):
+            try:
+                code = life.wait(engine, name)
+            except FirebuildError as error:
+                print_error(error)
+                status = 1
+                continue
+            if code is None:
+                note(f"{name} ended without an exit code: see `firebuild inspect {name}`")
+            click.echo(_NO_EXIT_CODE if code is None else code)
+    return status
+
+
+@click.command()
+@machine_arguments
+@click.argument("port", required=False)
+def port(machine: str | None, vmm_id: str | None, port: str | None) -> None:
+    """Show the published ports of a machine, or where one of its ports, as 80 or 80/udp, is published."""
+    from firebuild.engine.life import list_ports
+
+    if vmm_id and machine and port is None:
+        machine, port = None, machine
+    name = machine_name(machine, vmm_id)
+    with Engine() as engine:
+        mappings = list_ports(engine, name)
+    if port is None:
+        for item in mappings:
+            click.echo(f"{item.guest_port}/{item.protocol} -> {_show(item.host_address)}:{item.host_port}")
+        return
+    number, _, protocol = port.partition("/")
+    if not number.isdigit() or protocol not in ("", "tcp", "udp"):
+        raise UsageError(f"`{port}` is not a port", hint="write 80, 80/tcp or 80/udp")
+    found = [item for item in mappings if (str(item.guest_port), item.protocol) == (number, protocol or "tcp")]
+    if not found:
+        raise NotFoundError(f"the machine {name} does not publish the port {number}/{protocol or 'tcp'}")
+    for item in found:
+        click.echo(f"{_show(item.host_address)}:{item.host_port}")
+
+
+def _show(address: str) -> str:
+    return f"[{address}]" if ":" in address else address or "0.0.0.0"
+
+
+@click.command()
+@click.argument("machine")
+@click.argument("new_name")
+def rename(machine: str, new_name: str) -> None:
+    """Give a machine another name. Its host name stays."""
+    from firebuild.engine import life
+
+    with Engine() as engine:
+        life.rename(engine, machine, new_name)

@@ -1,0 +1,50 @@
+"""The original's flags about its log, which every command takes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import click
+
+from firebuild.cli.output import note, use_json_log
+from firebuild.errors import UsageError
+
+# The original's levels, by the words of its logger.
+_LEVELS = {
+    "trace": logging.DEBUG, "debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR
+}  # fmt: skip
+
+
+def make_log_options() -> list[click.Option]:
+    """New options, hidden, of which a command's function sees nothing."""
+    return [
+        click.Option(
+            ["--log-as-json"], is_flag=True, hidden=True, expose_value=False, is_eager=True, callback=_as_json
+        ),
+        click.Option(["--log-level"], hidden=True, expose_value=False, callback=_set_level),
+        click.Option(["--log-color"], is_flag=True, hidden=True, expose_value=False, callback=_say_nothing_to_colour),
+        click.Option(
+            ["--log-force-color"], is_flag=True, hidden=True, expose_value=False, callback=_say_nothing_to_colour
+        ),
+    ]
+
+
+def _as_json(context: click.Context, option: click.Parameter, value: Any) -> None:
+    if value:
+        use_json_log()
+
+
+def _set_level(context: click.Context, option: click.Parameter, value: Any) -> None:
+    if value is None:
+        return
+    level = _LEVELS.get(str(value).lower())
+    if level is None:
+        raise UsageError(f"`{value}` is not a log level", hint=f"choose {', '.join(_LEVELS)}")
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")
+
+
+def _say_nothing_to_colour(context: click.Context, option: click.Parameter, value: Any) -> None:
+    if value:
+        note(f"note: {option.opts[0]} has no effect: log lines have no colours")
