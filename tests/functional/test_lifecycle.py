@@ -217,3 +217,44 @@ def test_ls_and_inspect_as_the_original_and_docker_show_them(fake: Fake) -> None
     assert document["Rootfs"]["EntrypointInfo"]["Cmd"] == ["/bin/app"]
     refused = fake.cli.refused("inspect", "nope", "--log-as-json")
     assert json.loads(refused.stderr)["@message"] == "there is no machine `nope`"
+
+
+def test_run_takes_cidfile_stop_signal_stop_timeout_and_the_originals_flags(fake: Fake, tmp_path: Path) -> None:
+    cidfile = tmp_path / "id"
+    started = fake.run(
+        "-d", "--name", "m", "--cidfile", str(cidfile), "--stop-signal", "USR1", "--stop-timeout", "1", "--cpu-template",
+        "T2", "--ht-enabled", "--root-drive-partuuid", "x", "--log-firecracker-http-calls", "--netns", "/run/x",
+        script=Script(ignore_stop=True),
+    )  # fmt: skip
+    assert started.status == 0, started.describe()
+    assert cidfile.read_text() == started.stdout.strip()
+    assert "note: --cpu-template has no effect" in started.stderr
+    again = fake.run("-d", "--cidfile", str(cidfile))
+    assert again.status == 125
+    assert "exists already" in again.stderr
+    fake.cli.ok("stop", "m")
+    assert _shown(fake, "m")["ExitCode"] == 137, "force after the second that it asked for"
+    assert fake.cli.json("inspect", "m")["Rootfs"]["EntrypointInfo"]["StopSignal"] == "USR1"
+    cidfile.unlink()
+    assert fake.run("-d", "--cidfile", str(cidfile), script=Script(die_at_start=True)).status == 125
+    assert not cidfile.exists()
+    assert "is not a signal" in fake.run("-d", "--stop-signal", "odd").stderr
+
+
+def test_logs_of_a_part(fake: Fake) -> None:
+    fake.run("-d", "--name", "talker", script=Script(output="one\ntwo\nthree\n"))
+    fake.cli.await_output("talker", "three")
+    times = [line.split()[0] for line in fake.cli.ok("logs", "-t", "talker").splitlines()]
+    assert fake.cli.ok("logs", "--until", "1h", "talker") == ""
+    assert fake.cli.ok("logs", "--since", "1h30m", "--until", times[-1].replace("Z", "+00:00"), "talker")
+    with fake.cli.start("logs", "-f", "--tail", "2", "talker") as process:
+        fake.cli.ok("kill", "-s", "USR1", "talker")
+        fake.cli.ok("kill", "talker")
+        stdout, _ = process.communicate(timeout=120)
+    # The signal's line may be one of the last two already.
+    assert stdout.endswith("three\nsignal 10\n")
+    assert "one\n" not in stdout
+    assert fake.cli.ok("logs", "--tail", "1", "--console", "talker") == "fake kernel: booting\n"
+    assert "does not go with --console" in fake.cli.refused("logs", "--console", "-f", "talker").stderr
+    assert "is neither a time nor an age" in fake.cli.refused("logs", "--since", "odd", "talker").stderr
+    assert "is not a number of lines" in fake.cli.refused("logs", "--tail", "-1", "talker").stderr

@@ -33,6 +33,15 @@ BUILD_OPTIONS: Mapping[str, str] = {
     "--log-firecracker-http-calls": "see `firebuild --debug`",
     "--shutdown-graceful-timeout-seconds": "a build machine ends when its disks are written",
 }
+# Those of the original's machine and jailer flags that mean nothing to a machine of an image.
+RUN_OPTIONS: Mapping[str, str] = {
+    "--cpu-template": "a machine has the processor's own features",
+    "--ht-enabled": "a machine has the processor's own features",
+    "--root-drive-partuuid": "the root drive is named by its place",
+    "--allow-mmds": "the metadata service is there, unless --no-mmds says otherwise",
+    "--log-firecracker-http-calls": "see `firebuild --debug`",
+    "--netns": "each machine has a network namespace of its own",
+}
 FLAGS = frozenset(("--no-mmds", "--allow-mmds", "--ht-enabled", "--log-firecracker-http-calls"))
 
 

@@ -46,7 +46,7 @@ def start_ended(engine: Engine, name: str) -> MachineRecord:
         return start_again(engine.machines, record.spec.id, boot)
 
 
-def restart(engine: Engine, name: str, *, timeout_s: float) -> MachineRecord:
+def restart(engine: Engine, name: str, *, timeout_s: float | None) -> MachineRecord:
     """Stop a machine, if it runs, and start it again."""
     record = engine.machines.records.get(name)
     if record.effective_state not in ENDED:

@@ -27,6 +27,7 @@ from firebuild.machine.spec import (
     DEFAULT_KERNEL_ARGS,
     DEFAULT_MEMORY_MIB,
     DEFAULT_NETWORK,
+    DEFAULT_STOP_TIMEOUT_S,
     DriveSpec,
     Entrypoint,
     MachineSpec,
@@ -75,6 +76,8 @@ class RunRequest(msgspec.Struct, frozen=True):
     auto_remove: bool = False
     caller_removes: bool = False
     boot_timeout_s: float | None = None
+    stop_signal: str | None = None
+    stop_timeout_s: float | None = None
     labels: dict[str, str] = {}
     pull: str = "missing"
     access: Access = Access(retries=1)
@@ -127,6 +130,7 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
         env=dict(request.env), users=plan_users(image, request), entrypoint=plan_entrypoint(image, request),
         mmds=request.mmds, auto_remove=request.auto_remove,
         remover=find_identity(os.getpid()) if request.caller_removes else None,
+        stop_timeout_s=DEFAULT_STOP_TIMEOUT_S if request.stop_timeout_s is None else request.stop_timeout_s,
         boot_timeout_s=request.boot_timeout_s or engine.settings.boot_timeout_s, labels=dict(request.labels),
         profile=engine.settings.profile, volumes=sorted(image.config.config.volumes),
     )  # fmt: skip
@@ -209,7 +213,7 @@ def plan_entrypoint(image: Image, request: RunRequest) -> Entrypoint:
             f"the image {request.image} names no command, and none was given",
             hint=f"give one: firebuild run --from {request.image} -- /bin/sleep 60",
         )
-    stop_signal = config.stop_signal or "SIGTERM"
+    stop_signal = request.stop_signal or config.stop_signal or "SIGTERM"
     parse_signal(stop_signal)
     return Entrypoint(
         entrypoint=entrypoint,
@@ -234,9 +238,10 @@ def get_running(engine: Engine, name: str) -> MachineRecord:
     return record
 
 
-def end_machine(engine: Engine, name: str, *, timeout_s: float) -> MachineRecord:
-    """Stop a machine: its stop signal, then after `timeout_s` force. One that has ended already is fine."""
+def end_machine(engine: Engine, name: str, *, timeout_s: float | None) -> MachineRecord:
+    """Stop a machine: its stop signal, then after `timeout_s` (None: its own) force. One that has ended already is fine."""
     record = engine.machines.records.get(name)
+    timeout_s = record.spec.stop_timeout_s if timeout_s is None else timeout_s
     if timeout_s > 0 and record.effective_state is State.PAUSED:
         # It cannot end in order while its processors stand still.
         resume_machine(engine.machines, record.spec.id)

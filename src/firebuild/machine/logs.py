@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,13 +44,15 @@ def read_entries(path: Path) -> Iterator[LogEntry]:
     yield from _read_whole(path)
 
 
-def follow_entries(paths: MachineLayout) -> Iterator[LogEntry]:
-    """The entries so far and those to come, until the machine's VMM has ended and all is read."""
+def follow_entries(
+    paths: MachineLayout, choose: Callable[[Iterator[LogEntry]], Iterable[LogEntry]] = iter
+) -> Iterator[LogEntry]:
+    """Those of the entries so far that `choose` takes, and all to come, until the machine's VMM has ended and all is read."""
     path = paths.output_log
     with open_supervisor(paths) as link, FileWatch(path.parent) as watch:
-        yield from _read_whole(path.with_name(path.name + ".1"))
         reader = _Reader(path)
         try:
+            yield from choose(itertools.chain(_read_whole(path.with_name(path.name + ".1")), reader.read()))
             while True:
                 yield from reader.read()
                 if link is None:
@@ -108,11 +112,21 @@ class _Reader:
         self._rest = b""
 
 
+_AGE = re.compile(r"(?:[0-9]+[smhd])+")
+_UNIX = re.compile(r"[0-9]{9,11}(?:\.[0-9]{1,9})?")
+
+
 def parse_since(text: str, now: datetime.datetime) -> str:
-    """An RFC 3339 time in UTC from an RFC 3339 time or an age such as `10m`. Raises ValueError."""
+    """An RFC 3339 time in UTC from an RFC 3339 time, Unix seconds, or an age such as `10m` or `1h30m`.
+
+    Raises ValueError, OverflowError.
+    """
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-    if text[:-1].isdigit() and text[-1:] in units:
-        moment = now - datetime.timedelta(seconds=int(text[:-1]) * units[text[-1]])
+    if _AGE.fullmatch(text):
+        seconds = sum(int(number) * units[unit] for number, unit in re.findall(r"([0-9]+)([smhd])", text))
+        moment = now - datetime.timedelta(seconds=seconds)
+    elif _UNIX.fullmatch(text):
+        moment = datetime.datetime.fromtimestamp(float(text), tz=datetime.UTC)
     else:
         moment = datetime.datetime.fromisoformat(text)
         if moment.tzinfo is None:

@@ -12,6 +12,7 @@ DEFAULT_MEMORY_MIB = 256
 DEFAULT_NETWORK = "machines"
 BUILD_NETWORK = "machine-builds"
 DEFAULT_BOOT_TIMEOUT_S = 180.0
+DEFAULT_STOP_TIMEOUT_S = 10.0
 
 
 class Entrypoint(msgspec.Struct, frozen=True):
@@ -70,6 +71,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     auto_remove: bool = False
     remover: ProcessIdentity | None = None
     boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S
+    stop_timeout_s: float = DEFAULT_STOP_TIMEOUT_S
     volumes: list[str] = []
     labels: dict[str, str] = {}
     profile: str = ""

@@ -27,9 +27,9 @@ def start(machines: tuple[str, ...], vmm_ids: tuple[str, ...]) -> int:
 @click.command()
 @click.argument("machines", nargs=-1)
 @_VMM_IDS
-@click.option("-t", "--time", "--timeout", "timeout_s", type=click.FloatRange(0, 86400), default=10.0,
-              show_default=True, help="Seconds until force is used.")  # fmt: skip
-def restart(machines: tuple[str, ...], vmm_ids: tuple[str, ...], timeout_s: float) -> int:
+@click.option("-t", "--time", "--timeout", "timeout_s", type=click.FloatRange(0, 86400),
+              help="Seconds until force is used; without it as `run --stop-timeout` said, else 10.")  # fmt: skip
+def restart(machines: tuple[str, ...], vmm_ids: tuple[str, ...], timeout_s: float | None) -> int:
     """Stop machines, where they run, and start them again."""
     from firebuild.engine import life
 

@@ -19,44 +19,81 @@ from firebuild.machine.logs import LogEntry, follow_entries, parse_since, read_e
 @machine_arguments
 @click.option("-f", "--follow", is_flag=True, help="Go on until the machine has ended.")
 @click.option("-n", "--tail", default="all", show_default=True, help="Show that many last lines only.")
-@click.option("--since", help="Show what came after a time (RFC 3339) or an age such as 10m.")
+@click.option("--since", help="Show what came after a time (RFC 3339, or Unix seconds) or an age such as 10m or 1h30m.")
+@click.option("--until", help="Show what came before a time or an age.")
 @click.option("-t", "--timestamps", is_flag=True, help="Show the time of each line.")
 @click.option("--console", is_flag=True, help="Show the guest's console instead: the kernel's and vminit's messages.")
 def logs(
-    machine: str | None, vmm_id: str | None, follow: bool, tail: str, since: str | None, timestamps: bool, console: bool
-) -> None:
+    machine: str | None, vmm_id: str | None, follow: bool, tail: str, since: str | None, until: str | None,
+    timestamps: bool, console: bool,
+) -> None:  # fmt: skip
     """Show what a machine's entrypoint printed: its standard output and standard error."""
+    if tail != "all" and not tail.isdigit():
+        raise UsageError(f"`{tail}` is not a number of lines", hint="write a number, or all")
+    last = None if tail == "all" else int(tail)
+    start, end = _moment(since, ""), _moment(until, "~")
     with Engine() as engine:
         record = engine.machines.records.get(machine_name(machine, vmm_id))
         paths = engine.layout.machine(record.spec.id)
     if console:
-        if paths.console_log.exists():
-            write_output("stdout", paths.console_log.read_bytes())
+        _refuse_with_console(follow=follow, since=since, until=until, timestamps=timestamps)
+        _show_console(paths.console_log.read_bytes() if paths.console_log.exists() else b"", last)
         return
-    entries: Iterable[LogEntry] = read_entries(paths.output_log)
-    if since is not None:
-        try:
-            start = parse_since(since, datetime.datetime.now(datetime.UTC))
-        except ValueError:
-            raise UsageError(
-                f"`{since}` is neither a time nor an age", hint="write 2026-01-31T12:00:00Z or 10m"
-            ) from None
-    else:
-        start = ""
     if follow:
-        entries = follow_entries(paths)
-    for entry in _select(entries, tail, start, follow):
-        prefix = f"{entry.time} ".encode() if timestamps else b""
+        entries: Iterable[LogEntry] = _until(follow_entries(paths, lambda so_far: _choose(so_far, start, last)), end)
+    else:
+        entries = _choose(_until(read_entries(paths.output_log), end), start, last)
+    begins = {"stdout": True, "stderr": True}
+    for entry in entries:
+        # A long line comes in several entries: its time stands before the first.
+        prefix = f"{entry.time} ".encode() if timestamps and begins[entry.stream] else b""
+        begins[entry.stream] = entry.data.endswith(b"\n")
         write_output(entry.stream, prefix + entry.data)
 
 
-def _select(entries: Iterable[LogEntry], tail: str, start: str, follow: bool) -> Iterator[LogEntry]:
+def _moment(text: str | None, default: str) -> str:
+    """As the log writes times, or what comes before or after all of them."""
+    if text is None:
+        return default
+    try:
+        return parse_since(text, datetime.datetime.now(datetime.UTC))
+    except (ValueError, OverflowError):
+        raise UsageError(f"`{text}` is neither a time nor an age", hint="write 2026-01-31T12:00:00Z or 10m") from None
+
+
+def _refuse_with_console(**given: object) -> None:
+    for option, value in given.items():
+        if value:
+            raise UsageError(f"--{option} does not go with --console: the console's lines have no times")
+
+
+def _show_console(data: bytes, last: int | None) -> None:
+    if last is not None:
+        data = b"".join(data.splitlines(keepends=True)[-last:] if last else [])
+    write_output("stdout", data)
+
+
+def _until(entries: Iterable[LogEntry], end: str) -> Iterator[LogEntry]:
+    for entry in entries:
+        if entry.time > end:
+            return
+        yield entry
+
+
+def _choose(entries: Iterable[LogEntry], start: str, last: int | None) -> Iterable[LogEntry]:
     wanted = (entry for entry in entries if entry.time >= start)
-    if tail == "all":
-        yield from wanted
-        return
-    if not tail.isdigit():
-        raise UsageError(f"`{tail}` is not a number of lines", hint="write a number, or all")
-    if follow:
-        raise UsageError("--tail goes with the log as it stands; leave out --follow")
-    yield from collections.deque(wanted, maxlen=int(tail))
+    return wanted if last is None else _last_lines(wanted, last)
+
+
+def _last_lines(entries: Iterable[LogEntry], count: int) -> list[LogEntry]:
+    """The entries of the last lines; a long line has several entries, of which only the last ends with a newline."""
+    kept: collections.deque[list[LogEntry]] = collections.deque(maxlen=count)
+    line: list[LogEntry] = []
+    for entry in entries:
+        line.append(entry)
+        if entry.data.endswith(b"\n"):
+            kept.append(line)
+            line = []
+    if line:
+        kept.append(line)
+    return [entry for each in kept for entry in each]

@@ -13,9 +13,9 @@ from firebuild.engine.core import Engine
 @click.command()
 @click.argument("machines", nargs=-1)
 @click.option("--vmm-id", "vmm_ids", multiple=True, help="A machine: id, beginning of its id, or name.")
-@click.option("-t", "--time", "--timeout", "timeout_s", type=click.FloatRange(0, 86400), default=10.0, show_default=True,
-              help="Seconds until force is used.")  # fmt: skip
-def stop(machines: tuple[str, ...], vmm_ids: tuple[str, ...], timeout_s: float) -> int:
+@click.option("-t", "--time", "--timeout", "timeout_s", type=click.FloatRange(0, 86400),
+              help="Seconds until force is used; without it as `run --stop-timeout` said, else 10.")  # fmt: skip
+def stop(machines: tuple[str, ...], vmm_ids: tuple[str, ...], timeout_s: float | None) -> int:
     """Stop machines: their stop signal, then force."""
     return _end(machine_names(machines, vmm_ids), timeout_s)
 
@@ -38,7 +38,7 @@ def kill(machines: tuple[str, ...], vmm_ids: tuple[str, ...], timeout_s: float, 
     return each_machine(names, lambda engine, name: send_signal(engine, name, signal_name))
 
 
-def _end(names: list[str], timeout_s: float) -> int:
+def _end(names: list[str], timeout_s: float | None) -> int:
     from firebuild.engine.machines import end_machine
 
     return each_machine(names, lambda engine, name: end_machine(engine, name, timeout_s=timeout_s))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import click
 from firebuild.cli.options import START_FAILURES, parse_environment
 from firebuild.cli.output import note, print_error, write_output
 from firebuild.cli.progress import open_meter
+from firebuild.cli.retired import RUN_OPTIONS, retired_options
 from firebuild.engine.core import Engine
 from firebuild.errors import GuestError, UsageError
 from firebuild.machine.spec import DEFAULT_MEMORY_MIB, DEFAULT_NETWORK
@@ -79,6 +81,15 @@ from firebuild.names import parse_port_mappings, parse_size
 )  # fmt: skip
 @click.option("--identity-file", multiple=True, help="File of SSH public keys.")
 @click.option("--no-mmds", is_flag=True, help="No metadata service in the guest.")
+@click.option(
+    "--cidfile", type=click.Path(path_type=Path), help="Write the machine's id to this file, which must not exist."
+)
+@click.option("--stop-signal", help="The signal that `stop` sends; without it the image's, else SIGTERM.")
+@click.option(
+    "--stop-timeout", "--shutdown-graceful-timeout-seconds", "stop_timeout_s", type=click.FloatRange(0, 86400),
+    help="Seconds that `stop` waits before force, where it is not told otherwise; without it 10.",
+)  # fmt: skip
+@retired_options(RUN_OPTIONS)
 @click.option("--label", multiple=True, help="Label K=V.")
 @click.option("--boot-timeout", type=click.FloatRange(1, 86400), help="Seconds within which the guest must be ready.")
 @click.argument("words", metavar="[IMAGE] [COMMAND]...", nargs=-1, type=click.UNPROCESSED)
@@ -117,11 +128,14 @@ def run(**options: Any) -> int:
         auto_remove=options["auto_remove"] and options["daemonize"],
         caller_removes=options["auto_remove"] and not options["daemonize"],
         boot_timeout_s=options["boot_timeout"],
+        stop_signal=options["stop_signal"],
+        stop_timeout_s=options["stop_timeout_s"],
         labels=dict(text.partition("=")[::2] for text in options["label"]),
         pull=options["pull"],
         access=Access(options["tls_verify"], options["authfile"], retries=1),
     )
-    with Engine() as engine:
+    with Engine() as engine, ExitStack() as stack:
+        write_id = stack.enter_context(_open_cidfile(options["cidfile"]))
         try:
             with open_meter(f"preparing {image}") as progress:
                 record = run_machine(engine, request, progress=progress, report=note)
@@ -130,10 +144,41 @@ def run(**options: Any) -> int:
                 raise
             print_error(error)
             return START_FAILURES[error.guest_code]
+        write_id(record.spec.id)
         if options["daemonize"]:
             click.echo(record.spec.id)
             return 0
         return _follow(engine, record.spec.id, remove=options["auto_remove"])
+
+
+@contextlib.contextmanager
+def _open_cidfile(path: Path | None) -> Iterator[Callable[[str], None]]:
+    """What writes the machine's id. The file is made first, so that nothing runs that it cannot name, and is removed again
+    where nothing was written. Raises UsageError."""
+    if path is None:
+        yield lambda _: None
+        return
+    try:
+        file = open(path, "x", encoding="ascii")  # noqa: SIM115 - closed below
+    except FileExistsError:
+        raise UsageError(
+            f"the file `{path}` of --cidfile exists already", hint="remove it, if its machine is not needed"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"cannot write the file `{path}` of --cidfile: {error.strerror}") from error
+    written: list[str] = []
+
+    def write(machine_id: str) -> None:
+        file.write(machine_id)
+        file.flush()
+        written.append(machine_id)
+
+    try:
+        with file:
+            yield write
+    finally:
+        if not written:
+            path.unlink(missing_ok=True)
 
 
 def _image_and_command(image: str | None, words: Sequence[str]) -> tuple[str, Sequence[str]]:
