@@ -258,3 +258,16 @@ def test_logs_of_a_part(fake: Fake) -> None:
     assert "does not go with --console" in fake.cli.refused("logs", "--console", "-f", "talker").stderr
     assert "is neither a time nor an age" in fake.cli.refused("logs", "--since", "odd", "talker").stderr
     assert "is not a number of lines" in fake.cli.refused("logs", "--tail", "-1", "talker").stderr
+
+
+def test_stats_shows_what_runs(fake: Fake) -> None:
+    fake.run("-d", "--name", "busy")
+    item = json.loads(fake.cli.ok("stats", "--no-stream", "--format", "json"))
+    assert item["Name"] == "busy"
+    assert re.fullmatch(r"[0-9.]+%", item["CPUPerc"])
+    assert re.fullmatch(r"[0-9.]+MB / 268MB", item["MemUsage"])
+    assert int(item["PIDs"]) >= 1
+    assert "busy" in fake.cli.ok("stats", "--no-stream", "busy")
+    fake.cli.ok("kill", "busy")
+    assert "is stopped" in fake.cli.refused("stats", "--no-stream", "busy").stderr
+    assert fake.cli.ok("stats", "--no-stream", "--format", "json") == ""

@@ -114,6 +114,7 @@ class FakeGuest:
             if not self.script.ignore_stop:
                 self.end(143)
         elif op == "signal":
+            assert self.push is not None
             self.send(stream, REPLY, {})
             self.send_bytes(self.push, STDOUT, b"signal %d\n" % request["signal"])
             if request["signal"] == self.script.end_on_signal:

@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ssh": ("ssh", "ssh", "Log in to a running machine, or run a command in it, over its own sshd"),
     "start": ("life", "start", "Start ended machines again, with their own disks and logs"),
     "restart": ("life", "restart", "Stop machines and start them again"),
+    "stats": ("stats", "stats", "Show what running machines use of the host"),
     "pause": ("life", "pause", "Stop the processors of machines"),
     "resume": ("life", "resume", "Let paused machines go on"),
     "unpause": ("life", "resume", "Alias of resume"),
