@@ -234,7 +234,7 @@ def test_run_takes_cidfile_stop_signal_stop_timeout_and_the_originals_flags(fake
     assert "exists already" in again.stderr
     fake.cli.ok("stop", "m")
     assert _shown(fake, "m")["ExitCode"] == 137, "force after the second that it asked for"
-    assert fake.cli.json("inspect", "m")["Rootfs"]["EntrypointInfo"]["StopSignal"] == "USR1"
+    assert fake.cli.json("inspect", "m")["Configs"]["RunConfig"]["EntrypointInfo"]["StopSignal"] == "USR1"
     cidfile.unlink()
     assert fake.run("-d", "--cidfile", str(cidfile), script=Script(die_at_start=True)).status == 125
     assert not cidfile.exists()
