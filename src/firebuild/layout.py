@@ -2,6 +2,7 @@
 
 <state>/                        /var/lib/firebuild; of another profile /var/lib/firebuild/profiles/<name>; or as it is set
 ├── firebuild.db                facts: machines, leases, events (SQLite, WAL)
+├── view-stamp                  what rootfs/ was made from when it was looked at last
 ├── reserve                     2 MiB that `gc` gives up to work on a full disk
 ├── locks/                      one lock file per thing that only one process may change
 ├── store/                      an OCI image layout: oci-layout, index.json, blobs/sha256/
@@ -9,7 +10,8 @@
 ├── disks/<key>/                derived ext4 disks: disk.ext4, disk.json
 ├── kernels/<name>/             vmlinux, modules.tar, kernel.json
 ├── initramfs/                  derived initramfs files, by key
-├── cache/                      what can be found out or fetched again: layer-sizes.json, http/ (files that ADD fetched)
+├── cache/                      what can be found out or fetched again: layer-sizes.json, http/ (files that ADD fetched),
+│                               files/ (digests of the files of build contexts)
 ├── caches/<key>/               disks of cache mounts: disk.ext4, cache.json
 ├── scratch/                    what running builds fetch: a folder and its lock for each
 ├── rootfs/<org>/<name>/<version>/  the seed's view: rootfs, metadata.json
@@ -99,6 +101,7 @@ class Layout:
         self.reserve = state / "reserve"
         self.store_lock = self.locks / "store"
         self.view_lock = self.locks / "view"
+        self.view_stamp = self.state / "view-stamp"
         self.machine_locks = self.locks / "machines"
         self.store = state / "store"
         self.disks = state / "disks"
@@ -107,6 +110,7 @@ class Layout:
         self.cache = state / "cache"
         self.layer_sizes = self.cache / "layer-sizes.json"
         self.http_cache = self.cache / "http"
+        self.file_digests = self.cache / "files"
         self.caches = state / "caches"
         self.scratch = state / "scratch"
         self.rootfs = rootfs_root or state / "rootfs"

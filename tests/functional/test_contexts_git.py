@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from firebuild.build.sources.gitrun import GitLimits, SshAccess
+from firebuild.build.sources.gitaccess import GitLimits, SshAccess
 from firebuild.build.tree import ContextTree
 from firebuild.errors import ContextError
 from tests.support.contexts import Bench, bench, git_url, repository, web

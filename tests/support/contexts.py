@@ -15,7 +15,7 @@ import pytest
 from firebuild.build.build import build_image
 from firebuild.build.materials import Materials
 from firebuild.build.services import BuildRequest, BuildResult
-from firebuild.build.sources.gitrun import GitLimits, SshAccess
+from firebuild.build.sources.gitaccess import GitLimits, SshAccess
 from firebuild.build.sources.http import FetchLimits
 from firebuild.build.sources.httpcache import HttpCache
 from firebuild.build.sources.inputs import InputOpener, Inputs

@@ -19,6 +19,7 @@ from firebuild.engine.core import Engine
 from firebuild.engine.images import import_image, pull_image, tag_image
 from firebuild.engine.store import free_space
 from firebuild.errors import FirebuildError
+from firebuild.images import archives as _archives  # noqa: F401 - loaded before the forks
 from firebuild.images import skopeo, transfer
 from firebuild.machine import reconcile as _reconcile  # noqa: F401 - loaded before the forks
 from firebuild.names import parse_reference

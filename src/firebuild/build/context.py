@@ -7,21 +7,26 @@ must give the same bytes, else the build fails by name; so no key can stand for 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import posixpath
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TypeVar
 
+from firebuild.build.filedigests import FileDigests
 from firebuild.build.tree import ContextTree, Entry, changed_error
 from firebuild.dockerfile.ignore import IgnoreRules
-from firebuild.errors import ContextError
+from firebuild.errors import ContextError, FirebuildError
 from firebuild.events.text import neutralise
 from firebuild.host.beneath import open_beneath
 
 _T = TypeVar("_T")
+
+logger = logging.getLogger(__name__)
 
 READ_SIZE = 256 * 1024
 MAX_DEPTH = 200
@@ -36,10 +41,19 @@ _REFUSED = {
 
 
 class BuildContext(ContextTree):
-    """An open context folder; a context manager. `mtime_s`: the time of all entries, None for each one's own."""
+    """An open context folder; a context manager. `mtime_s`: the time of all entries, None for each one's own;
+    `digests`: of files that earlier builds read."""
 
-    def __init__(self, folder: Path, ignore: IgnoreRules | None = None, *, mtime_s: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ignore: IgnoreRules | None = None,
+        *,
+        mtime_s: int | None = None,
+        digests: FileDigests | None = None,
+    ) -> None:
         super().__init__(ignore)
+        self._kept = digests
         self.folder = folder
         self.place = str(folder)
         self._mtime_s = mtime_s
@@ -60,11 +74,39 @@ class BuildContext(ContextTree):
     ) -> None:
         os.close(self._root)
         self._root = -1
+        if self._kept is not None:
+            try:
+                self._kept.save()
+            except FirebuildError as failed:
+                # The next build reads the files again: no reason to fail this one.
+                logger.warning("the digests of the build context are not kept: %s", failed)
 
     def root_entry(self) -> Entry:
         """See ContextTree."""
         mtime_s = int(os.fstat(self._root).st_mtime) if self._mtime_s is None else self._mtime_s
         return Entry("", "directory", 0o755, 0, mtime_s, "", ())
+
+    def compute_content_digest(self, entry: Entry) -> str:
+        """See ContextTree."""
+        if self._kept is None:
+            return super().compute_content_digest(entry)
+        with self._lock:
+            known = self._digests.get(entry.path) or self._kept.find(entry.path, entry.identity)
+            if known is not None:
+                return self._digests.setdefault(entry.path, known)
+        now_ns = time.time_ns()
+        digest = super().compute_content_digest(entry)
+        self._kept.note(entry.path, entry.identity, digest, read_at_ns=now_ns)
+        return digest
+
+    def read_verified(self, entry: Entry) -> Iterator[bytes]:
+        """See ContextTree."""
+        try:
+            yield from super().read_verified(entry)
+        except ContextError:
+            if self._kept is not None:
+                self._kept.forget(entry.path)
+            raise
 
     def read_chunks(self, entry: Entry) -> Iterator[bytes]:
         """See ContextTree."""

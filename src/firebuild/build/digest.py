@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 FieldValue = str | bytes | Sequence[str]
 
@@ -12,28 +12,24 @@ class FieldHash:
     """Takes fields one by one. A field: its name, then its values, each preceded by its length and their number."""
 
     def __init__(self, kind: str) -> None:
-        self._hash = hashlib.sha256()
-        self._add_text(kind)
+        self._hash = hashlib.sha256(_frame(kind))
 
     def add(self, name: str, value: FieldValue) -> None:
         """Add one field. The order of the calls counts."""
-        self._add_text(name)
-        values: Iterable[str | bytes]
-        values = [value] if isinstance(value, str | bytes) else value
-        values = list(values)
-        self._hash.update(b"s" if isinstance(value, str | bytes) else b"l")
-        self._hash.update(len(values).to_bytes(8, "big"))
-        for item in values:
-            self._add_text(item)
-
-    def _add_text(self, text: str | bytes) -> None:
-        data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
-        self._hash.update(len(data).to_bytes(8, "big"))
-        self._hash.update(data)
+        single = isinstance(value, str | bytes)
+        values = [value] if isinstance(value, str | bytes) else list(value)
+        # Some thousand files have some fields each: one call of the hash is much cheaper than one for each part.
+        parts = [_frame(name), b"s" if single else b"l", len(values).to_bytes(8, "big"), *map(_frame, values)]
+        self._hash.update(b"".join(parts))
 
     def hexdigest(self) -> str:
         """The digest so far: 64 hex digits."""
         return self._hash.hexdigest()
+
+
+def _frame(text: str | bytes) -> bytes:
+    data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+    return len(data).to_bytes(8, "big") + data
 
 
 def compute_digest(kind: str, fields: Mapping[str, FieldValue]) -> str:

@@ -60,7 +60,7 @@ class OpenBuildMachine(Protocol):
         """`purpose`: for people, in the machine's record."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class BuildServices:
     """`resolve_base`: the image of a reference, pulled where that is wanted; raises NotFoundError. `disk_key`: chain id to
     key and parameters of the root disk. `ensure_disk`: an image's root disk, made if need be. `check_disk`: refuses a
@@ -84,7 +84,7 @@ class BuildServices:
     scratch: Path | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class BuildRequest:
     """One build. `dockerfile`: its bytes; `name`: as messages show it; `context`: a folder, an open tree (its ignore
     file applied), or None for none; `contexts`: named ones, which `open_tree` opens when they are needed; `remote`: what
@@ -126,7 +126,7 @@ class BuildRequest:
     materials: Materials = field(default_factory=Materials)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class StepOutcome:
     """What became of one step. `text`: the instruction as written; `digest`: of its layer; `duration_ns`: 0 if cached."""
 
@@ -136,7 +136,7 @@ class StepOutcome:
     duration_ns: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class BuildResult:
     """`steps`: layers of the needed stages; `cached`: how many of them were there already; `booted`: whether a build machine
     was needed; `disk`: None without layers or if none was wanted; `bases`: names and digests of the images it used;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import signal
@@ -116,6 +115,8 @@ class _Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
+            import difflib
+
             near = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
             near = [_DOCKER_WORDS[name]] if name in _DOCKER_WORDS else near
             hint = f"did you mean `{near[0]}`?" if near else "see `firebuild --help`"

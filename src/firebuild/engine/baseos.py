@@ -52,7 +52,7 @@ def build_baseos(
     wish.lent.check()
     require_room(engine, 0, "a build")
     with engine.use_store():
-        engine.repair()
+        engine.repair(quick=True)
         reporter = Reporter(progress or NullSink())
         with open_build_request(engine, wish, reporter, stdin=stdin) as wanted:
             stands_for = request.tag or _find_name(wanted)

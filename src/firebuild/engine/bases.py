@@ -11,7 +11,6 @@ from firebuild.engine.images import host_architecture, pull_image
 from firebuild.errors import ContextError, ImageError, NotFoundError, RegistryError, UsageError
 from firebuild.images import transfer
 from firebuild.images.ocilayout import stage_view
-from firebuild.images.remote import load_remote_config
 from firebuild.names import Reference, baseos_reference, is_baseos, parse_reference
 from firebuild.store.images import Image, parse_config
 
@@ -87,6 +86,8 @@ def resolve_base(
 
 
 def _is_current(reference: Reference, image: Image) -> bool:
+    from firebuild.images.remote import load_remote_config
+
     config = parse_config(load_remote_config(reference, architecture=host_architecture()))
     return (config.rootfs, config.config) == (image.config.rootfs, image.config.config)
 

@@ -16,7 +16,7 @@ from firebuild.build.debug.model import Debugging
 from firebuild.build.materials import Materials
 from firebuild.build.secrets import Lent
 from firebuild.build.services import BuildRequest, BuildResult, BuildServices
-from firebuild.build.sources.gitrun import caller_ssh_access
+from firebuild.build.sources.gitaccess import caller_ssh_access
 from firebuild.build.sources.inputs import InputOpener, can_reopen
 from firebuild.build.sources.remote import RemoteSources
 from firebuild.build.sources.scratch import Scratch
@@ -84,13 +84,14 @@ def build_rootfs(
     request.lent.check()
     require_room(engine, 0, "a build")
     with engine.use_store():
-        engine.repair()
+        engine.repair(quick=True)
         reporter = Reporter(progress or NullSink())
         with open_build_request(engine, request, reporter, stdin=stdin) as wanted:
             services = make_build_services(engine, request, wanted.contexts)
             result = build_image(replace(wanted, debug=debug), services, reporter)
-            FactStore(engine.database).save(result.image.manifest_digest, plan_facts(engine, request, wanted, result))
-            sync_views(engine, [f"{tag.name}:{tag.tag}" for tag in request.tags if tag.tag is not None])
+            facts = plan_facts(engine, request, wanted, result)
+            if FactStore(engine.database).save(result.image.manifest_digest, facts) or result.booted:
+                sync_views(engine, [f"{tag.name}:{tag.tag}" for tag in request.tags if tag.tag is not None])
         return result
 
 
@@ -174,7 +175,10 @@ def open_build_request(
         scratch = resources.enter_context(Scratch(engine.layout.scratch))
         materials = Materials()
         own = resources.enter_context(RemoteSources(scratch, ssh, materials=materials))
-        opener = InputOpener(resources, scratch, own, reporter, stdin=stdin)
+        opener = InputOpener(
+            resources, scratch, own, reporter, stdin=stdin,
+            digests=None if request.no_cache else engine.layout.file_digests,
+        )  # fmt: skip
         inputs = opener.open(dockerfile, context)
 
         def reread() -> BuildRequest:

@@ -154,16 +154,17 @@ class Engine:
         with hold_lock(self.layout.store_lock, "the store", shared=True, deadline=deadline):
             yield
 
-    def repair(self) -> list[str]:
-        """Clean up what crashed commands left: machines, networks, half-made blobs and disks; a sentence for each."""
+    def repair(self, *, quick: bool = False) -> list[str]:
+        """Clean up what crashed commands left: machines, networks, half-made blobs and disks; a sentence for each.
+        `quick`: views are looked at only if something has changed of which they are made, for what works often."""
         from firebuild.build.sources.scratch import sweep_scratch
-        from firebuild.engine.views import sync_views
+        from firebuild.engine.views import mend_views, sync_views
         from firebuild.machine.reconcile import reconcile
 
         done = reconcile(self.machines)
         done += [f"fetched files {path.name}: removed" for path in sweep_scratch(self.layout.scratch)]
         done += [f"half-made file {path.name}: removed" for path in (*self.disks.sweep(), *self.blobs.sweep())]
-        done += sync_views(self)
+        done += mend_views(self) if quick else sync_views(self)
         done += [f"removed cache {path.name}: its rest removed" for path in self.caches.sweep()]
         return done
 

@@ -38,7 +38,7 @@ def build_from_image(engine: Engine, request: DockerImageRequest, progress: Prog
     """Make a root file system of an image. Raises NotFoundError, BuildError and what machines raise."""
     require_room(engine, 0, "a build")
     with engine.use_store():
-        engine.repair()
+        engine.repair(quick=True)
         reporter = Reporter(progress or NullSink())
         with reporter.step(f"[internal] load metadata for {request.image.full}"):
             image = resolve_base(engine, request.image, pull=request.pull, policy="registry")

@@ -11,16 +11,11 @@ from typing import BinaryIO
 
 import msgspec
 
-from firebuild.build.sources.http import fetch
-from firebuild.build.sources.scratch import Scratch
-from firebuild.build.sources.url import parse_url
 from firebuild.engine.core import Engine
 from firebuild.engine.image_changes import apply_changes, parse_changes
 from firebuild.engine.layers import measure_layers, note_layer_sizes
 from firebuild.engine.space import require_room, spare_room
 from firebuild.errors import BusyError, ImageError, NotFoundError, StoreError, UsageError
-from firebuild.images.archive import import_layer
-from firebuild.images.archives import load_archive, spool
 from firebuild.images.skopeo import Access
 from firebuild.images.transfer import Place, Progress, pull
 from firebuild.machine.state import ENDED
@@ -96,6 +91,8 @@ def load_images(
 
     Raises ImageError, RegistryError, DiskFullError; images before the faulty one are in then.
     """
+    from firebuild.images.archives import load_archive, spool
+
     wanted = wanted or Wanted(host_architecture())
     images = []
     require_room(
@@ -137,6 +134,9 @@ def import_image(
     """Make an image of one layer from a tarball of a root file system. `source`: a file, a stream or a URL; `changes`:
     Dockerfile instructions for its configuration. Raises ImageError, ContextError, DockerfileError, DiskFullError.
     """
+    from firebuild.images.archive import import_layer
+    from firebuild.images.archives import spool
+
     wanted = wanted or Wanted(host_architecture())
     parsed = parse_changes(changes)
     require_room(engine, source.stat().st_size if isinstance(source, Path) and source.is_file() else 0, "an import")
@@ -170,6 +170,10 @@ def is_url(text: str) -> bool:
 
 
 def _fetch(engine: Engine, url: str, stack: ExitStack) -> BinaryIO:
+    from firebuild.build.sources.http import fetch
+    from firebuild.build.sources.scratch import Scratch
+    from firebuild.build.sources.url import parse_url
+
     scratch = stack.enter_context(Scratch(engine.layout.scratch))
     file = fetch(parse_url(url, ("http", "https")), scratch).file
     file.seek(0)

@@ -7,9 +7,6 @@ from pathlib import Path
 
 from firebuild.engine.core import Engine
 from firebuild.errors import BusyError
-from firebuild.kernels.fetch import import_kernel as import_into
-from firebuild.kernels.fetch import pull_kernel as pull_into
-from firebuild.kernels.initramfs import ensure_initramfs
 from firebuild.kernels.store import Kernel
 from firebuild.layout import get_bundled
 from firebuild.machine.lifecycle import Boot
@@ -19,6 +16,9 @@ from firebuild.names import parse_object_name
 
 def pull_kernel(engine: Engine, *, name: str | None, report: Callable[[str], None]) -> Kernel:
     """Fetch the distribution's cloud kernel, and make its initramfs. Raises KernelError, MissingProgramError."""
+    from firebuild.kernels.fetch import pull_kernel as pull_into
+    from firebuild.kernels.initramfs import ensure_initramfs
+
     checked = None if name is None else parse_object_name("kernel", name)
     kernel = pull_into(engine.kernels, name=checked, progress=report)
     ensure_initramfs(kernel, get_bundled("vminit"), engine.layout.initramfs)
@@ -27,6 +27,9 @@ def pull_kernel(engine: Engine, *, name: str | None, report: Callable[[str], Non
 
 def import_kernel(engine: Engine, *, vmlinux: Path, modules: Path | None, name: str | None) -> Kernel:
     """Take in a kernel of the user's, and make its initramfs. Raises KernelError, ConflictError."""
+    from firebuild.kernels.fetch import import_kernel as import_into
+    from firebuild.kernels.initramfs import ensure_initramfs
+
     checked = parse_object_name("kernel", name or vmlinux.name)
     kernel = import_into(engine.kernels, checked, vmlinux, modules_dir=modules)
     ensure_initramfs(kernel, get_bundled("vminit"), engine.layout.initramfs)
@@ -38,6 +41,8 @@ def get_boot(engine: Engine, name: str | None) -> tuple[Kernel, Boot]:
 
     The initramfs is keyed by vminit and the modules: a new firebuild makes a new one, and no image changes.
     """
+    from firebuild.kernels.initramfs import ensure_initramfs
+
     kernel = engine.kernels.default() if name is None else engine.kernels.get(parse_object_name("kernel", name))
     initramfs = ensure_initramfs(kernel, get_bundled("vminit"), engine.layout.initramfs)
     return kernel, Boot(kernel=kernel.path, initramfs=initramfs)

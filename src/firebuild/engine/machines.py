@@ -101,7 +101,7 @@ def run_machine(
 def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None, report: Report) -> MachineRecord:
     name = parse_machine_name(request.name) if request.name is not None else make_name()
     _check(request)
-    engine.repair()
+    engine.repair(quick=True)
     found = None if request.pull == "always" else engine.keep_image(lambda: find_baseos(engine, request.image))
     if found is None:
         ensure_image(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import json
 from typing import Any
 
 import msgspec
@@ -57,6 +56,8 @@ class Frame(msgspec.Struct, frozen=True):
 
 def parse_json(payload: bytes) -> dict[str, Any]:
     """A JSON object nested at most 32 deep. Raises GuestError."""
+    import json
+
     # Depth is bounded before decoding: a decoder may recurse as deep as the peer likes.
     depth = deepest = 0
     in_string = escaped = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,8 +26,9 @@ def map_os_error(error: OSError, doing: str) -> FirebuildError:
 
 
 @contextmanager
-def open_atomic(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
-    """A file that appears at `path` whole and durable when the block ends well, and not at all otherwise.
+def open_atomic(path: Path, *, mode: int = 0o600, durable: bool = True) -> Iterator[BinaryIO]:
+    """A file that appears at `path` whole and durable when the block ends well, and not at all otherwise. Without
+    `durable` a power cut may lose or empty it: for what can be made again at any time.
 
     Written beside `path`, fsynced, renamed over it, and the folder fsynced. An error of fsync is an error of the
     operation and is never retried: Linux drops the dirty pages. Raises DiskFullError, HostError.
@@ -40,9 +40,11 @@ def open_atomic(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.rename(temporary, path)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise map_os_error(error, f"writing `{path}`") from error
@@ -51,9 +53,9 @@ def open_atomic(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
         raise
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Write `data` to `path`, whole and durable or not at all. Raises DiskFullError, HostError."""
-    with open_atomic(path, mode=mode) as file:
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
+    """Write `data` to `path`, whole and durable (see `open_atomic`) or not at all. Raises DiskFullError, HostError."""
+    with open_atomic(path, mode=mode, durable=durable) as file:
         file.write(data)
 
 
@@ -145,6 +147,8 @@ def require_free(path: Path, needed_bytes: int, purpose: str) -> None:
 
 def remove_tree(path: Path) -> None:
     """Remove a folder of our own and all below it; absent is fine. Never crosses into another file system. Raises HostError."""
+    import shutil
+
     if not path.exists() and not path.is_symlink():
         return
     try:

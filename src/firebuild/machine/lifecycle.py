@@ -40,7 +40,6 @@ from firebuild.machine.state import ENDED, HOST_REBOOT, MachineRecord, MachineRe
 from firebuild.machine.supervisor import Owner, SupervisorLink, open_owner, open_supervisor, read_tail, start_supervisor
 from firebuild.names import MachineId
 from firebuild.network.attach import Attachment, NetworkSettings, attach_network, detach_network
-from firebuild.vmm.api import open_api
 from firebuild.vmm.models import BootSource, Drive, MachineConfiguration, MmdsConfig, NetworkInterface, VmmSetup, Vsock
 from firebuild.vmm.process import plan_emulator
 
@@ -289,6 +288,8 @@ def _boot(
         mmds_config=MmdsConfig(network_interfaces=["eth0"], ipv4_address=MMDS_ADDRESS) if mmds else None,
         mmds={"latest": {"meta-data": plan_metadata(spec, attachment)}} if mmds else None,
     )
+    from firebuild.vmm.api import open_api
+
     with open_api(paths.api_socket, deadline) as api:
         api.configure(setup)
         api.start_instance()

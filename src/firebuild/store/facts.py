@@ -30,12 +30,23 @@ class FactStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def save(self, manifest_digest: Digest, facts: Facts) -> None:
-        """Keep an image's facts, in place of earlier ones. Raises DiskFullError, HostError."""
+    def save(self, manifest_digest: Digest, facts: Facts) -> bool:
+        """Keep an image's facts, in place of earlier ones; whether they are others. Raises DiskFullError, HostError."""
+        text = msgspec.json.encode(facts, order="deterministic").decode()
+        row = self._database.query_one("SELECT facts FROM facts WHERE manifest_digest = ?", (manifest_digest,))
+        if row is not None and row["facts"] == text:
+            return False
         self._database.execute(
             "INSERT OR REPLACE INTO facts (manifest_digest, facts, created_at_ns) VALUES (?, ?, ?)",
-            (manifest_digest, msgspec.json.encode(facts, order="deterministic").decode(), time.time_ns()),
+            (manifest_digest, text, time.time_ns()),
         )
+        return True
+
+    def count_changes(self) -> int:
+        """A number that each `save` which changes something makes greater; it falls when the latest facts are forgotten."""
+        # SQLite finds the new row's number before it removes the row that it replaces.
+        row = self._database.query_one("SELECT max(rowid) AS highest FROM facts")
+        return 0 if row is None or row["highest"] is None else int(row["highest"])
 
     def find(self, manifest_digest: str) -> tuple[Facts, str]:
         """An image's facts and a digest of them; empty ones where there are none or another version wrote them."""

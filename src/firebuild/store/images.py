@@ -327,7 +327,10 @@ class ImageStore:
                 Descriptor(media_type, manifest_digest, size, annotations={REFERENCE_ANNOTATION: key})
                 for key in dict.fromkeys(keys)
             ]
-            index.manifests = sorted(kept, key=lambda entry: entry.annotations.get(REFERENCE_ANNOTATION, ""))
+            kept.sort(key=lambda entry: entry.annotations.get(REFERENCE_ANNOTATION, ""))
+            if kept == index.manifests:
+                return image
+            index.manifests = kept
             self._save_index(index)
         self._on_change(keys)
         return image

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-
 from firebuild.build.sources.url import Url
 
 ANY_RANK = 3
@@ -35,5 +33,7 @@ def rank_host(url: Url) -> int:
 
 def resolve_addresses(url: Url) -> list[str]:
     """The addresses of a URL's host. Raises OSError where it has none."""
+    import socket
+
     found = socket.getaddrinfo(url.host, url.effective_port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))

@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from firebuild.build.sources.gitaccess import GitLimits, SshAccess
 from firebuild.build.sources.gitref import GitSource
-from firebuild.build.sources.gitrun import GitBudget, GitLimits, GitRunner, SshAccess
+from firebuild.build.sources.gitrun import GitBudget, GitRunner
 from firebuild.build.sources.scratch import Scratch
 from firebuild.build.sources.submodules import check_neighbour, find_submodules
 from firebuild.errors import ContextError

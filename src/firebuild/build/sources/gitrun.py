@@ -8,14 +8,12 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
-
 from firebuild.build.sources.agent import lend_agent
+from firebuild.build.sources.gitaccess import GitLimits, SshAccess
 from firebuild.build.sources.gitref import GitSource, is_commit
 from firebuild.build.sources.scratch import Scratch
 from firebuild.build.sources.url import Url, basic_credentials, redact_urls
@@ -49,33 +47,6 @@ _CONFIG = {
     "init.defaultBranch": "main",
     "advice.detachedHead": "false",
 }
-
-
-class GitLimits(msgspec.Struct, frozen=True):
-    """`pack_bytes`: of one fetch; `bytes`, `files`: of the checked-out files; `submodules`, `depth`: in all, and nested."""
-
-    pack_bytes: int = 8 << 30
-    bytes: int = 16 << 30
-    files: int = 1_000_000
-    timeout_s: float = 1800.0
-    submodules: int = 100
-    depth: int = 8
-
-
-@dataclass(frozen=True)
-class SshAccess:
-    """What ssh may use of the caller's. `agent`: its socket, or None; `known_hosts`: files that are read, in this order."""
-
-    agent: Path | None = None
-    known_hosts: tuple[Path, ...] = ()
-
-
-def caller_ssh_access(environment: Mapping[str, str]) -> SshAccess:
-    """The agent and the known hosts of whoever runs this."""
-    agent = environment.get("SSH_AUTH_SOCK")
-    home = environment.get("HOME")
-    known = [Path(home) / ".ssh/known_hosts"] if home else []
-    return SshAccess(Path(agent) if agent else None, (*known, Path("/etc/ssh/ssh_known_hosts")))
 
 
 @dataclass

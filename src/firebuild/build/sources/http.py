@@ -24,6 +24,7 @@ import msgspec
 
 from firebuild import __version__
 from firebuild.build.sources.address import ANY_RANK, KINDS, rank_address, rank_host, resolve_addresses
+from firebuild.build.sources.fetched import NO_VALIDATORS, Fetched, Validators
 from firebuild.build.sources.scratch import Scratch
 from firebuild.build.sources.url import Url, basic_credentials, parse_url
 from firebuild.errors import ContextError, DeadlineError, FirebuildError, UsageError
@@ -47,32 +48,6 @@ class FetchLimits(msgspec.Struct, frozen=True):
     stall_s: float = 60.0
     slow_bytes: int = 16 * 1024
     slow_s: float = 60.0
-
-
-class Validators(msgspec.Struct, frozen=True):
-    """What a server calls a version of a file: its ETag and its Last-Modified, as they came; empty where it said none."""
-
-    etag: str = ""
-    last_modified: str = ""
-
-    def __bool__(self) -> bool:
-        return bool(self.etag or self.last_modified)
-
-
-NO_VALIDATORS = Validators()
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """A fetched body, in a file without a name. `url`: after redirects; `sha256`: hex; `mtime_s`: Last-Modified or None."""
-
-    url: Url
-    file: BinaryIO
-    size: int
-    sha256: str
-    mtime_s: int | None
-    content_type: str
-    validators: Validators = NO_VALIDATORS
 
 
 def fetch(

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from firebuild.build.sources.http import Fetched, Validators
+from firebuild.build.sources.fetched import Fetched, Validators
 from firebuild.build.sources.url import Url
 from firebuild.errors import FirebuildError
 from firebuild.host.files import map_os_error, open_atomic, write_atomic

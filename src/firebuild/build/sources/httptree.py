@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from urllib.parse import quote
 
-from firebuild.build.sources.http import Fetched, FetchLimits, fetch
+from firebuild.build.sources.fetched import Fetched
+from firebuild.build.sources.http import FetchLimits, fetch
 from firebuild.build.sources.scratch import Scratch
 from firebuild.build.sources.url import Url
 from firebuild.build.tree import ContextTree, Entry

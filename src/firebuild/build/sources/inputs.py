@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from firebuild.build.context import BuildContext
+from firebuild.build.filedigests import FileDigests
 from firebuild.build.sources.address import ANY_RANK, rank_host
 from firebuild.build.sources.archive import is_packed
 from firebuild.build.sources.gitref import GitSource
@@ -26,7 +27,8 @@ from firebuild.events.progress import Reporter
 from firebuild.events.text import neutralise
 
 if TYPE_CHECKING:
-    from firebuild.build.sources.http import Fetched, FetchLimits
+    from firebuild.build.sources.fetched import Fetched
+    from firebuild.build.sources.http import FetchLimits
 
 DEFAULT_NAME = "Dockerfile"
 DOCKERFILE_LIMIT = 1 << 20
@@ -49,7 +51,8 @@ class Inputs:
 
 class InputOpener:
     """Opens what a user named. What it opens belongs to `resources`. All methods raise ContextError, UsageError,
-    DeadlineError and HostError. `stdin`: where `-` is read from."""
+    DeadlineError and HostError. `stdin`: where `-` is read from;
+    `digests`: where those of files are kept between builds."""
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class InputOpener:
         *,
         stdin: BinaryIO | None = None,
         http_limits: FetchLimits | None = None,
+        digests: Path | None = None,
     ) -> None:
         self._resources = resources
         self._scratch = scratch
@@ -67,6 +71,7 @@ class InputOpener:
         self._reporter = reporter
         self._stdin = stdin
         self._http_limits = http_limits
+        self._digests = digests
 
     def open(self, dockerfile: Source | None, context: Source | None) -> Inputs:
         """Open --dockerfile and the context argument; one of them may be missing."""
@@ -207,7 +212,8 @@ class InputOpener:
             raise ContextError(
                 f"the build context `{neutralise(path)}` {'is not a folder' if folder.exists() else 'does not exist'}"
             )
-        return self._resources.enter_context(BuildContext(folder.absolute()))
+        digests = FileDigests(self._digests, folder.absolute()) if self._digests is not None else None
+        return self._resources.enter_context(BuildContext(folder.absolute(), digests=digests))
 
     def _open_git(self, source: GitSource) -> ContextTree:
         with self._reporter.step(f"[internal] load git source {neutralise(source.shown)}") as report:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,8 @@ from firebuild.build.digest import compute_digest
 from firebuild.build.materials import Materials
 from firebuild.build.sources.address import ANY_RANK, rank_host
 from firebuild.build.sources.archive import convert_archive, is_archive
-from firebuild.build.sources.git import GitFetcher
+from firebuild.build.sources.gitaccess import GitLimits, SshAccess
 from firebuild.build.sources.gitref import GitSource, is_commit, looks_like_git, parse_git
-from firebuild.build.sources.gitrun import GitLimits, SshAccess
 from firebuild.build.sources.scratch import Scratch
 from firebuild.build.sources.spec import HttpSource
 from firebuild.build.sources.url import Url, parse_url
@@ -28,7 +28,9 @@ from firebuild.errors import ContextError, DockerfileError, UsageError
 from firebuild.guest.build import CopyItem
 
 if TYPE_CHECKING:
-    from firebuild.build.sources.http import Fetched, FetchLimits
+    from firebuild.build.sources.fetched import Fetched
+    from firebuild.build.sources.git import GitFetcher
+    from firebuild.build.sources.http import FetchLimits
     from firebuild.build.sources.httpcache import HttpCache
 
 HTTP_MODE = 0o600
@@ -135,7 +137,8 @@ class RemoteSources:
         self.canceled = threading.Event()
         self.materials = materials or Materials()
         self._scratch = scratch
-        self._git = GitFetcher(scratch, ssh or SshAccess(), git_limits or GitLimits(), self.canceled)
+        self._ssh = ssh or SshAccess()
+        self._git_limits = git_limits or GitLimits()
         self._rank = rank
         self._http_limits = http_limits
         self._cache = cache
@@ -149,6 +152,12 @@ class RemoteSources:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._resources.__exit__(kind, error, trace)
+
+    @cached_property
+    def _git(self) -> GitFetcher:
+        from firebuild.build.sources.git import GitFetcher
+
+        return GitFetcher(self._scratch, self._ssh, self._git_limits, self.canceled)
 
     def cancel(self) -> None:
         """Let every fetch in another thread fail soon."""
@@ -186,7 +195,8 @@ class RemoteSources:
         return fetched
 
     def _fetch(self, url: Url, checksum: str) -> Fetched:
-        from firebuild.build.sources.http import Validators, fetch_changed
+        from firebuild.build.sources.fetched import Validators
+        from firebuild.build.sources.http import fetch_changed
 
         kept = self._cache.find(url) if self._cache is not None else None
         if self._cache is not None and kept is not None and kept.sha256 == checksum:

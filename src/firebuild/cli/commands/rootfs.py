@@ -94,7 +94,6 @@ def rootfs(**options: Any) -> None:
     """
     from firebuild.cli.debugging import check_debugging, make_debugging
     from firebuild.engine.builds import build_rootfs
-    from firebuild.engine.docker_image import build_from_image
     from firebuild.engine.report import RESULT_KEYS, describe_build, make_build_metadata
 
     format_name, check = options["format_name"], options["check"]
@@ -119,7 +118,12 @@ def rootfs(**options: Any) -> None:
     with Engine() as engine, open_renderer(mode, sys.stderr) as sink:
         debug = make_debugging(options["on_failure"], options["debug_lines"], sink) if debugs else None
         build = partial(build_rootfs, stdin=sys.stdin.buffer, debug=debug)
-        result = build_from_image(engine, image, sink) if image else build(engine, request, sink)
+        if image is not None:
+            from firebuild.engine.docker_image import build_from_image
+
+            result = build_from_image(engine, image, sink)
+        else:
+            result = build(engine, request, sink)
     if options["iidfile"] is not None:
         options["iidfile"].write_text(result.image.id)
     if options["metadata_file"] is not None:
