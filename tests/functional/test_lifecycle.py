@@ -271,3 +271,20 @@ def test_stats_shows_what_runs(fake: Fake) -> None:
     fake.cli.ok("kill", "busy")
     assert "is stopped" in fake.cli.refused("stats", "--no-stream", "busy").stderr
     assert fake.cli.ok("stats", "--no-stream", "--format", "json") == ""
+
+
+def test_the_foreground_passes_signals_on(fake: Fake) -> None:
+    script = Script(output="hello\n", end_on_signal=int(signal.SIGUSR2))
+    environment = {**fake.cli.environment(), **fake.environment(script)}
+    argv = fake.cli._argv(["run", "--name", "fg", "--from", IMAGE, "--network", "none"])
+    process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "hello\n"
+    assert fake.cli.run("exec", "--vmm-id", "fg", "anything").status == 3
+    assert "name a machine and a command" in fake.cli.refused("exec", "--vmm-id", "fg").stderr
+    process.send_signal(signal.SIGUSR1)
+    assert process.stdout.readline() == "signal 10\n"
+    process.send_signal(signal.SIGUSR2)
+    process.communicate(timeout=120)
+    assert process.returncode == 140
+    assert fake.cli.ok("rm", "--vmm-id", "fg") == "fg\n"

@@ -9,7 +9,7 @@ import click
 from firebuild.cli.options import START_FAILURES, parse_environment
 from firebuild.cli.output import print_error, write_output
 from firebuild.engine.core import Engine
-from firebuild.errors import GuestError
+from firebuild.errors import GuestError, UsageError
 from firebuild.guest.exec import ExecSpec, open_exec
 
 
@@ -20,17 +20,20 @@ from firebuild.guest.exec import ExecSpec, open_exec
 @click.option("-w", "--workdir", default="", help="Working directory.")
 @click.option("-e", "--env", multiple=True, help="Environment variable K=V.")
 @click.option("--env-file", multiple=True, help="File of environment variables.")
-@click.argument("machine")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--vmm-id", help="The machine, where the first argument is the command.")
+@click.argument("words", metavar="[MACHINE] COMMAND...", nargs=-1, type=click.UNPROCESSED)
 def exec_(
     interactive: bool, tty: bool, user: str, workdir: str, env: tuple[str, ...], env_file: tuple[str, ...],
-    machine: str, command: tuple[str, ...],
+    vmm_id: str | None, words: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Run a command in a running machine. Exit status: the command's; 126, 127 if it cannot be started; 125 if firebuild fails."""
     from firebuild.cli import terminal
     from firebuild.engine.machines import get_running
 
+    machine, command = (vmm_id, words) if vmm_id else (words[0] if words else "", words[1:])
     argv = list(command[1:] if command[:1] == ("--",) else command)
+    if not machine or not argv:
+        raise UsageError("name a machine and a command", hint="firebuild exec MACHINE COMMAND")
     if tty and interactive:
         terminal.require_terminal()
     with Engine() as engine:

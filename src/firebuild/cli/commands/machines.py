@@ -45,13 +45,14 @@ def _end(names: list[str], timeout_s: float | None) -> int:
 
 
 @click.command()
-@click.argument("machines", nargs=-1, required=True)
+@click.argument("machines", nargs=-1)
+@click.option("--vmm-id", "vmm_ids", multiple=True, help="A machine: id, beginning of its id, or name.")
 @click.option("-f", "--force", is_flag=True, help="Kill running machines first.")
-def rm(machines: tuple[str, ...], force: bool) -> int:
+def rm(machines: tuple[str, ...], vmm_ids: tuple[str, ...], force: bool) -> int:
     """Remove ended machines with their disks and logs."""
     from firebuild.engine.machines import remove
 
-    return each_machine(machines, lambda engine, name: remove(engine, name, force=force))
+    return each_machine(machine_names(machines, vmm_ids), lambda engine, name: remove(engine, name, force=force))
 
 
 @click.command()

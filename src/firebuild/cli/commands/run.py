@@ -17,9 +17,12 @@ from firebuild.cli.output import note, print_error, write_output
 from firebuild.cli.progress import open_meter
 from firebuild.cli.retired import RUN_OPTIONS, retired_options
 from firebuild.engine.core import Engine
-from firebuild.errors import GuestError, UsageError
+from firebuild.errors import DeadlineError, GuestError, UsageError
+from firebuild.host.deadline import Deadline
 from firebuild.machine.spec import DEFAULT_MEMORY_MIB, DEFAULT_NETWORK
 from firebuild.names import parse_port_mappings, parse_size
+
+_SIGNAL_S = 5.0
 
 
 @click.command()
@@ -96,8 +99,8 @@ from firebuild.names import parse_port_mappings, parse_size
 def run(**options: Any) -> int:
     """Start a microVM from an image; the first argument names it, or --from. A command replaces the image's CMD.
 
-    Without -d the entrypoint's output streams through, SIGINT and SIGTERM stop the machine in order, and the exit
-    status is the entrypoint's.
+    Without -d the entrypoint's output streams through, SIGINT and SIGTERM stop the machine in order, SIGUSR1, SIGUSR2 and
+    SIGQUIT reach the entrypoint, and the exit status is the entrypoint's.
     """
     from firebuild.engine.machines import RunRequest, run_machine
     from firebuild.images.skopeo import Access
@@ -216,8 +219,9 @@ def _follow(engine: Engine, machine_id: str, *, remove: bool) -> int:
     paths = engine.layout.machine(record.spec.id)
     broken: BrokenPipeError | None = None
     try:
-        for entry in follow_entries(paths):
-            write_output(entry.stream, entry.data)
+        with _pass_signals(paths.vsock):
+            for entry in follow_entries(paths):
+                write_output(entry.stream, entry.data)
     except BrokenPipeError as error:
         # Nobody reads any more: nobody is left to stop the machine later either.
         broken = error
@@ -239,6 +243,24 @@ def _follow(engine: Engine, machine_id: str, *, remove: bool) -> int:
         raise broken
     sys.stdout.flush()
     return status
+
+
+@contextlib.contextmanager
+def _pass_signals(vsock: Path) -> Iterator[None]:
+    """Send the entrypoint the signals that this process gets and that mean nothing to firebuild."""
+    from firebuild.guest.control import request_signal
+
+    def pass_on(number: int, frame: object) -> None:
+        # The machine may be ending this moment: its exit status is on the way.
+        with contextlib.suppress(GuestError, DeadlineError):
+            request_signal(vsock, number, Deadline(_SIGNAL_S, "passing a signal on"))
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(engine: Engine, machine_id: str, name: str) -> None:
