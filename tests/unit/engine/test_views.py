@@ -56,8 +56,13 @@ def test_what_a_killed_command_did_not_show_is_shown(folder: Path) -> None:
 
 def test_a_new_disk_or_another_setting_is_a_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settle(folder)
-    looks = []
-    monkeypatch.setattr(views, "sync_views", lambda engine: looks.append(engine) or [])
+    looks: list[Engine] = []
+
+    def look(engine: Engine) -> list[str]:
+        looks.append(engine)
+        return []
+
+    monkeypatch.setattr(views, "sync_views", look)
     with open_engine(folder) as engine:
         (engine.layout.disks / "new").mkdir()
         views.mend_views(engine)
