@@ -103,8 +103,18 @@ def find_processes(watch: Watch) -> Iterator[str]:
         # The CLI itself and a test's own helpers name the folders too; what matters is what outlives them.
         if "tests.support.ledger" in line or not line:
             continue
-        if of_state or (program.startswith(PROGRAMS) and not _names_another_state(line, markers)):
+        if of_state or (
+            program.startswith(PROGRAMS) and not _names_another_state(line, markers) and _is_of_our_namespace(entry)
+        ):
             yield f"{entry.name} {line[:300]}"
+
+
+def _is_of_our_namespace(process: Path) -> bool:
+    """Whether a process is of our PID namespace: those of one below are visible here, and somebody else's tests."""
+    try:
+        return (process / "ns/pid").readlink() == Path("/proc/self/ns/pid").readlink()
+    except OSError:
+        return False  # it ended meanwhile
 
 
 def _names_another_state(line: str, markers: tuple[str, ...]) -> bool:
