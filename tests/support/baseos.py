@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from tests.support.registry import start_registry
 PACKAGES = ("dbus", "openssh-server", "sudo", "systemd-sysv")
 
 
-def ensure_tree(cache: Path, suite: str, timeout_s: float) -> Path:
+def ensure_tree(cache: Path, suite: str, timeout_s: float, packages: Sequence[str] = PACKAGES) -> Path:
     """A Debian tree with these packages as a tar, bootstrapped once for each recipe and kept in `cache`."""
     command = [
-        "mmdebstrap", "--mode=root", "--variant=minbase", "--quiet", f"--include={','.join(PACKAGES)}",
+        "mmdebstrap", "--mode=root", "--variant=minbase", "--quiet", f"--include={','.join(packages)}",
         "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*", "--aptopt=Acquire::Languages \"none\"",
         "--aptopt=Acquire::Retries \"3\"",

@@ -62,6 +62,26 @@ pub struct BootDocument {
     pub tty: bool,
     #[serde(default)]
     pub volumes: Vec<String>,
+    #[serde(default)]
+    pub restart: Restart,
+}
+
+/// When the entrypoint is started again after its end.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    #[default]
+    No,
+    OnFailure,
+    Always,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Restart {
+    pub policy: RestartPolicy,
+    /// How often at most, for `on-failure`.
+    #[serde(default)]
+    pub most: Option<u32>,
 }
 
 fn default_stop_signal() -> i32 {
@@ -260,6 +280,12 @@ pub enum PushEvent {
     Failed {
         code: String,
         message: String,
+    },
+    /// The entrypoint ended so, and has been started again, for the `count`th time.
+    Restart {
+        count: u32,
+        code: i32,
+        signal: Option<i32>,
     },
     #[serde(other)]
     Other,

@@ -27,6 +27,7 @@ pub enum Push {
     Step(Value),
     Ready(Value),
     Failed(Value),
+    Restart(Value),
     Exit(Value),
     Output(Source, Vec<u8>),
 }
@@ -206,6 +207,13 @@ impl PushConnection {
                 let value = json!({"event": "failed", "code": code, "message": message});
                 Ok(Some(Push::Failed(value)))
             }
+            Some("restart") => {
+                let count = event.get("count").and_then(Value::as_u64).filter(|count| *count <= u64::from(u32::MAX));
+                let (code, signal) = ending(event)?;
+                let count = count.ok_or("restart without a count")?;
+                let value = json!({"event": "restart", "count": count, "code": code, "signal": signal});
+                Ok(Some(Push::Restart(value)))
+            }
             // A newer guest may tell more than this version knows.
             Some(_) => Ok(None),
             None => Err("an EVENT without a name".to_owned()),
@@ -213,20 +221,26 @@ impl PushConnection {
     }
 
     fn exit(&mut self, exit: &Map<String, Value>) -> Result<Push, String> {
-        let code = exit
-            .get("code")
-            .and_then(Value::as_u64)
-            .filter(|code| *code <= 255)
-            .ok_or("EXIT without a code from 0 to 255")?;
-        let signal = match exit.get("signal") {
-            None | Some(Value::Null) => None,
-            Some(value) => Some(
-                value.as_u64().filter(|signal| (1..=64).contains(signal)).ok_or("EXIT with a signal that is none")?,
-            ),
-        };
+        let (code, signal) = ending(exit)?;
         self.phase = Phase::Exited;
         Ok(Push::Exit(json!({"event": "exit", "code": code, "signal": signal})))
     }
+}
+
+/// Code and signal of an entrypoint's end.
+fn ending(exit: &Map<String, Value>) -> Result<(u64, Option<u64>), String> {
+    let code = exit
+        .get("code")
+        .and_then(Value::as_u64)
+        .filter(|code| *code <= 255)
+        .ok_or("an end without a code from 0 to 255")?;
+    let signal = match exit.get("signal") {
+        None | Some(Value::Null) => None,
+        Some(value) => {
+            Some(value.as_u64().filter(|signal| (1..=64).contains(signal)).ok_or("an end with a signal that is none")?)
+        }
+    };
+    Ok((code, signal))
 }
 
 /// Reads the JSON object that goes into the reply's `boot`.

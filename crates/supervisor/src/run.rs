@@ -341,6 +341,7 @@ impl Supervisor {
                 self.boot_deadline = None;
                 self.emit(Kind::Failed, &value);
             }
+            Push::Restart(value) => self.emit(Kind::Restart, &value),
             Push::Exit(value) => {
                 self.output_log.flush_partial();
                 self.emit(Kind::Exit, &value);
@@ -390,6 +391,7 @@ impl Supervisor {
             "event": "status",
             "id": self.config.id,
             "state": self.state.summary(),
+            "restarts": self.state.restarts(),
             "vmm_pid": self.vmm.as_ref().map(|vmm| vmm.pid.as_raw_nonzero().get()),
             "violations": self.violations,
             "lost_bytes": self.console_log.lost_bytes() + self.output_log.lost_bytes(),

@@ -32,6 +32,7 @@ pub enum Kind {
     Booted,
     Step,
     Ready,
+    Restart,
     Failed,
     Violation,
     Exit,
@@ -46,6 +47,7 @@ pub struct State {
     failed: Option<Value>,
     started_at: String,
     ready_at: Option<String>,
+    restarts: u64,
     exited: Option<(Ending, String)>,
 }
 
@@ -58,6 +60,7 @@ impl State {
             failed: None,
             started_at: clock::now_rfc3339(),
             ready_at: None,
+            restarts: 0,
             exited: None,
         }
     }
@@ -66,6 +69,7 @@ impl State {
     pub fn record(&mut self, kind: Kind, value: &Value) -> String {
         match kind {
             Kind::Ready => self.ready_at = Some(clock::now_rfc3339()),
+            Kind::Restart => self.restarts = value.get("count").and_then(Value::as_u64).unwrap_or_default(),
             Kind::Failed => self.failed = Some(without_event(value)),
             Kind::Exit => self.guest_exit = Some(without_event(value)),
             _ => {}
@@ -90,6 +94,11 @@ impl State {
 
     pub fn reason(&self) -> Reason {
         self.reason
+    }
+
+    /// How often the guest has started its entrypoint again, as it says.
+    pub fn restarts(&self) -> u64 {
+        self.restarts
     }
 
     pub fn has(&self, kind: Kind) -> bool {
@@ -123,6 +132,7 @@ impl State {
             "id": id,
             "reason": self.reason.name(),
             "guest_exit": self.guest_exit,
+            "restarts": self.restarts,
             "failed": self.failed,
             "vmm_status": ending.status,
             "vmm_signal": ending.signal,

@@ -10,7 +10,7 @@ use crate::teardown::HOST_GRACE;
 use crate::transport::Transport;
 use crate::util::{lock, start_thread, Context, Deadline};
 use crate::{boot, control, log, metadata, sys};
-use firebuild_protocol::message::PushEvent;
+use firebuild_protocol::message::{to_json, PushEvent};
 use firebuild_protocol::{FrameStream, FrameType, ProcessExit, ProtocolError, TaskError};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::os::fd::{AsFd, OwnedFd};
@@ -143,6 +143,7 @@ impl Agent {
             match one {
                 Ok(News::GoingDown) | Err(RecvTimeoutError::Disconnected) => return self.leave(news),
                 Ok(News::Order(Order::Stop { signal, timeout })) => {
+                    self.halt_service();
                     if self.signal_service(signal) {
                         log::note(&format!("stop with signal {signal}"));
                         kill_at = Some(Deadline::after(timeout));
@@ -169,7 +170,7 @@ impl Agent {
     fn take(&mut self, one: News) {
         match one {
             News::Started(pid) => {
-                self.guest.set_entrypoint(pid);
+                self.guest.supervision.set_pid(pid);
                 if !self.ready {
                     self.ready = true;
                     boot::tell_ready(&self.guest, pid);
@@ -177,7 +178,7 @@ impl Agent {
             }
             News::Failed { code, message } => self.guest.push.event(&PushEvent::Failed { code, message }),
             News::Ended { exit, asked } => {
-                self.guest.set_entrypoint(None);
+                self.guest.supervision.set_pid(None);
                 self.exit = Some(exit);
                 if !asked {
                     self.tell_exit();
@@ -188,11 +189,20 @@ impl Agent {
         }
     }
 
+    /// A user's stop: the service starts nothing again.
+    fn halt_service(&self) {
+        if let Some(stream) = lock(&self.link).as_mut() {
+            let step = PushEvent::Step { name: "stop".to_owned() };
+            // One that is gone starts nothing either.
+            let _ = stream.write_frame(FrameType::Event, &to_json(&step));
+        }
+    }
+
     fn signal_service(&self, signal: i32) -> bool {
         let mut link = lock(&self.link);
         let Some(stream) = link.as_mut() else { return false };
         let payload = format!("{{\"signal\":{signal}}}");
-        self.guest.entrypoint().is_some() && stream.write_frame(FrameType::Signal, payload.as_bytes()).is_ok()
+        self.guest.supervision.pid().is_some() && stream.write_frame(FrameType::Signal, payload.as_bytes()).is_ok()
     }
 
     /// Once: an init that is going down is not asked again.
@@ -288,6 +298,7 @@ impl Services {
                 PushEvent::Ready { entrypoint_pid, .. } => tell(&self.news, News::Started(entrypoint_pid)),
                 PushEvent::Failed { code, message } => tell(&self.news, News::Failed { code, message }),
                 PushEvent::Step { .. } => *asked = true,
+                event @ PushEvent::Restart { .. } => self.guest.push.event(&event),
                 PushEvent::Other => {}
             },
             other => return Err(ProtocolError::Unexpected(format!("{} frame", other.name()))),

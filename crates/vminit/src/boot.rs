@@ -257,8 +257,11 @@ fn wait_for_end(guest: &Guest, orders: &Receiver<Order>, booted: &mut Booted) {
                 guest.push.exit(exit);
                 return;
             }
-            Ok(Order::PowerOff) | Err(RecvTimeoutError::Disconnected) => return,
-            Ok(Order::Stop { signal, timeout }) => match guest.entrypoint() {
+            Ok(Order::PowerOff) | Err(RecvTimeoutError::Disconnected) => {
+                guest.supervision.halt();
+                return;
+            }
+            Ok(Order::Stop { signal, timeout }) => match guest.supervision.halt() {
                 Some(pid) => {
                     log::note(&format!("stop with signal {signal}"));
                     // It may be ending by itself this moment: then its end is the next order.
@@ -269,13 +272,13 @@ fn wait_for_end(guest: &Guest, orders: &Receiver<Order>, booted: &mut Booted) {
                 None => return,
             },
             Ok(Order::Signal(signal)) => {
-                if let Some(pid) = guest.entrypoint() {
+                if let Some(pid) = guest.supervision.pid() {
                     // As above: it may be ending.
                     let _ = guest.reaper.signal(pid, signal, false);
                 }
             }
             Err(RecvTimeoutError::Timeout) => {
-                if let Some(pid) = guest.entrypoint() {
+                if let Some(pid) = guest.supervision.pid() {
                     let _ = guest.reaper.signal(pid, libc::SIGKILL, false);
                 }
                 // Its last output must not wait for ever for a host that does not read.

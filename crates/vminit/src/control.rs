@@ -129,7 +129,7 @@ fn copy_out(guest: &Guest, request: &CopyRequest, stream: &mut FdStream) -> Resu
 fn signal(guest: &Guest, request: &SignalRequest, stream: &mut FdStream) -> Result<(), TaskError> {
     guest.profile()?;
     check_signal(request.signal)?;
-    if guest.entrypoint().is_none() {
+    if guest.supervision.pid().is_none() {
         return refuse(ErrorCode::NotFound, "no entrypoint runs");
     }
     guest.order(Order::Signal(request.signal));

@@ -6,7 +6,9 @@ use crate::metadata::Profile;
 use crate::outputs::Sink;
 use crate::reaper::{Reaper, Started};
 use crate::session::{give_pipes, give_terminal, start_error, Ends};
+use crate::supervise::follow_all;
 use crate::util::{refuse, start_thread};
+use firebuild_protocol::message::PushEvent;
 use firebuild_protocol::{ErrorCode, ProcessExit, ProcessHost, TaskError};
 use std::sync::Arc;
 
@@ -17,14 +19,16 @@ const COLS: u16 = 80;
 pub fn start(guest: &Arc<Guest>, profile: &Profile) -> Result<u32, TaskError> {
     let (started, ends) = launch(&guest.reaper, profile, guest.document.tty)?;
     let pid = started.pid;
-    guest.set_entrypoint(Some(pid));
-    let own = Arc::clone(guest);
+    guest.supervision.set_pid(Some(pid));
+    let (own, profile) = (Arc::clone(guest), profile.clone());
     start_thread("entrypoint", move || {
-        let exit = follow(&own.reaper, &started, ends, &mut |frame_type, bytes: &[u8]| {
+        let mut sink = |frame_type, bytes: &[u8]| {
             own.push.send(frame_type, bytes);
             Ok(())
-        });
-        own.set_entrypoint(None);
+        };
+        let mut tell = |event: &PushEvent| own.push.event(event);
+        let first = (started, ends);
+        let exit = follow_all(&own.reaper, &profile, &own.document, &own.supervision, first, &mut sink, &mut tell);
         own.order(Order::EntrypointEnded(exit));
     })?;
     Ok(pid)

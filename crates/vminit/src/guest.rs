@@ -3,12 +3,13 @@
 use crate::metadata::Profile;
 use crate::push::Push;
 use crate::reaper::Reaper;
-use crate::util::{lock, refuse};
+use crate::supervise::Supervision;
+use crate::util::refuse;
 use firebuild_layers::{Builder, Settings};
 use firebuild_protocol::message::{BootDocument, BootKind};
 use firebuild_protocol::{ErrorCode, ProcessExit, TaskError};
 use std::sync::mpsc::Sender;
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// What other threads ask of the main one.
@@ -32,15 +33,16 @@ pub struct Guest {
     /// The layers of a build machine; of no use in another.
     pub builder: Builder,
     profile: OnceLock<Profile>,
-    entrypoint: Mutex<Option<u32>>,
+    /// The entrypoint's; in system mode its service holds another.
+    pub supervision: Supervision,
     orders: Sender<Order>,
 }
 
 impl Guest {
     pub fn new(reaper: Reaper, push: Push, document: BootDocument, orders: Sender<Order>) -> Self {
         let builder = Builder::new(Settings::default());
-        let (profile, entrypoint) = (OnceLock::new(), Mutex::new(None));
-        Self { reaper, push, document, builder, profile, entrypoint, orders }
+        let (profile, supervision) = (OnceLock::new(), Supervision::default());
+        Self { reaper, push, document, builder, profile, supervision, orders }
     }
 
     pub fn is_build(&self) -> bool {
@@ -59,15 +61,6 @@ impl Guest {
             Some(profile) => Ok(profile),
             None => refuse(ErrorCode::Busy, "the guest is still booting"),
         }
-    }
-
-    pub fn set_entrypoint(&self, pid: Option<u32>) {
-        *lock(&self.entrypoint) = pid;
-    }
-
-    /// The entrypoint's pid while it runs.
-    pub fn entrypoint(&self) -> Option<u32> {
-        *lock(&self.entrypoint)
     }
 
     pub fn order(&self, order: Order) {

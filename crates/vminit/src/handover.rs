@@ -30,6 +30,10 @@ const MOST_DOCUMENT: u64 = 4 << 20;
 pub fn hand_over(guest: &Guest, profile: &Profile) -> Result<(), TaskError> {
     let (program, init) = Init::find()?;
     mounts::mount_run()?;
+    // systemd leaves /run as it is, and at the end would wait for a mount that is in use.
+    if init != Init::Systemd {
+        mounts::mount_own_folder()?;
+    }
     prepare_folder(&guest.document, profile)?;
     init.install_service()?;
     let waits = start_agent(guest)?;

@@ -25,15 +25,18 @@ KillMode=mixed
 TimeoutStopSec=15s
 ";
 
+/// Its stop succeeds where the entrypoint has ended by itself: Debian's scripts take the machine down only if every stop did.
 const SCRIPT_TEXT: &str = "#!/sbin/openrc-run
 description=\"The machine's entrypoint\"
 command=/run/firebuild/vminit
 command_args=service
 command_background=yes
 pidfile=/run/firebuild/service.pid
-retry=TERM/15/KILL/5
 depend() {
 \tafter *
+}
+stop() {
+\tstart-stop-daemon --stop --exec \"$command\" --pidfile \"$pidfile\" --retry TERM/15/KILL/5 || true
 }
 ";
 

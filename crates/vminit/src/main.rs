@@ -34,6 +34,7 @@ mod root;
 mod service;
 mod session;
 mod stream;
+mod supervise;
 mod sys;
 mod tar;
 mod teardown;

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 /// What a machine is to run, and as what.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Profile {
     pub metadata: Metadata,
     pub entrypoint: Entrypoint,

@@ -82,6 +82,12 @@ pub fn mount_run() -> Result<(), TaskError> {
     mount(&needed("tmpfs", "/run", MountFlags::NOSUID.union(MountFlags::NODEV), "mode=0755"))
 }
 
+/// A mount of firebuild's own: the scripts of Debian's sysvinit and OpenRC mount `/run` anew with noexec.
+pub fn mount_own_folder() -> Result<(), TaskError> {
+    let folder = crate::handover::FOLDER;
+    mount(&needed("tmpfs", folder, MountFlags::NOSUID.union(MountFlags::NODEV), "mode=0700"))
+}
+
 fn take_null() -> Result<(), TaskError> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).doing("open /dev/null")?;
     rustix::stdio::dup2_stdin(&null).doing("take /dev/null as input")?;

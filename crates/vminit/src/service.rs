@@ -8,6 +8,7 @@ use crate::launch::exit_code_for;
 use crate::metadata::{self, Profile};
 use crate::reaper::Reaper;
 use crate::stream::FdStream;
+use crate::supervise::{follow_all, Supervision};
 use crate::util::{lock, start_thread, Context, Deadline};
 use crate::{boot, entrypoint, log, sys};
 use firebuild_protocol::message::{to_json, PushEvent, Signal};
@@ -67,18 +68,23 @@ fn run_entrypoint(
     };
     send_event(writer, &boot::ready_event(Some(started.pid)));
     let asked = Arc::new(Mutex::new(false));
-    let (own, pid) = (reaper.clone(), started.pid);
-    start_thread("agent", move || obey(&own, pid, reader))?;
-    let (own, writing, told) = (reaper.clone(), Arc::clone(writer), Arc::clone(&asked));
+    let supervision = Arc::new(Supervision::default());
+    supervision.set_pid(Some(started.pid));
+    let (own, halting) = (reaper.clone(), Arc::clone(&supervision));
+    start_thread("agent", move || obey(&own, &halting, reader))?;
+    let (own, halting, writing, told) =
+        (reaper.clone(), Arc::clone(&supervision), Arc::clone(writer), Arc::clone(&asked));
     let stop_signal = document.stop_signal;
-    start_thread("signals", move || forward(&own, pid, stop_signal, &writing, &told))?;
+    start_thread("signals", move || forward(&own, &halting, stop_signal, &writing, &told))?;
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let exit = entrypoint::follow(&reaper, &started, ends, &mut |frame_type, bytes: &[u8]| {
+    let mut sink = |frame_type, bytes: &[u8]| {
         if journal {
             write_through(frame_type, bytes);
         }
         lock(writer).write_frame(frame_type, bytes)
-    });
+    };
+    let mut tell = |event: &PushEvent| send_event(writer, event);
+    let exit = follow_all(&reaper, profile, document, &supervision, (started, ends), &mut sink, &mut tell);
     let asked = *lock(&asked);
     end(writer, exit);
     Ok(if asked { 0 } else { exit.code })
@@ -110,27 +116,33 @@ fn end(writer: &Writer, exit: ProcessExit) {
     stream.linger(AGENT_READS);
 }
 
-/// Signals that the agent asks for.
-fn obey(reaper: &Reaper, pid: u32, mut reader: FdStream) {
+/// What the agent asks for: an EVENT is a user's stop, a SIGNAL is the entrypoint's.
+fn obey(reaper: &Reaper, supervision: &Supervision, mut reader: FdStream) {
     while let Ok(frame) = reader.read_frame() {
-        if let (FrameType::Signal, Ok(signal)) = (frame.frame_type, frame.message::<Signal>()) {
-            // It may have ended a moment ago.
-            let _ = reaper.signal(pid, signal.signal, false);
+        if frame.frame_type == FrameType::Event {
+            supervision.halt();
+        } else if let (FrameType::Signal, Ok(signal)) = (frame.frame_type, frame.message::<Signal>()) {
+            if let Some(pid) = supervision.pid() {
+                // It may have ended a moment ago.
+                let _ = reaper.signal(pid, signal.signal, false);
+            }
         }
     }
 }
 
 /// Signals that the init or a user sends: handed on, SIGTERM as the image's stop signal.
-fn forward(reaper: &Reaper, pid: u32, stop_signal: i32, writer: &Writer, asked: &Mutex<bool>) {
+fn forward(reaper: &Reaper, supervision: &Supervision, stop_signal: i32, writer: &Writer, asked: &Mutex<bool>) {
     while let Ok(signal) = sys::wait_for_signal(&sys::FORWARDED_SIGNALS) {
-        let signal = if signal == libc::SIGTERM {
+        let (pid, signal) = if signal == libc::SIGTERM {
             *lock(asked) = true;
             send_event(writer, &PushEvent::Step { name: "stop".to_owned() });
-            stop_signal
+            (supervision.halt(), stop_signal)
         } else {
-            signal
+            (supervision.pid(), signal)
         };
-        let _ = reaper.signal(pid, signal, false);
+        if let Some(pid) = pid {
+            let _ = reaper.signal(pid, signal, false);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ import msgspec
 from firebuild.engine.core import Engine
 from firebuild.engine.views import plan_metadata
 from firebuild.errors import StoreError, UsageError
+from firebuild.machine.lifecycle import find_restarts
 from firebuild.machine.metadata import plan_ip_configuration
 from firebuild.machine.state import MachineRecord
 from firebuild.names import Digest
@@ -34,6 +35,7 @@ def describe_machine(engine: Engine, name: str) -> dict[str, Any]:
             "ReadyAtUTC": None if progress.ready_at_ns is None else progress.ready_at_ns // 10**9,
             "EndedAtUTC": None if progress.ended_at_ns is None else progress.ended_at_ns // 10**9,
         },
+        "RestartCount": find_restarts(engine.machines, record),
         "Pid": {"Pid": progress.vmm.pid if progress.vmm else 0},
         "StartedAtUTC": 0 if progress.started_at_ns is None else progress.started_at_ns // 10**9,
         "RunCache": str(paths.state),
@@ -87,6 +89,7 @@ def describe_machine(engine: Engine, name: str) -> dict[str, Any]:
                 "Ports": [str(port) for port in spec.ports],
                 "Labels": dict(spec.labels),
                 "EntrypointInfo": _entrypoint(record),
+                "RestartPolicy": {"Name": spec.restart.name, "MaximumRetryCount": spec.restart.most},
             },
         },
         "NetworkInterfaces": [_interface(spec.mmds, attachment)] if attachment else [],

@@ -31,6 +31,7 @@ from firebuild.machine.spec import (
     DriveSpec,
     Entrypoint,
     MachineSpec,
+    RestartPolicy,
 )
 from firebuild.machine.state import ENDED, MachineRecord, State
 from firebuild.names import PortMapping, new_machine_id, parse_hostname, parse_machine_name, parse_reference
@@ -79,6 +80,7 @@ class RunRequest(msgspec.Struct, frozen=True):
     stop_signal: str | None = None
     stop_timeout_s: float | None = None
     labels: dict[str, str] = {}
+    restart: RestartPolicy = RestartPolicy()
     pull: str = "missing"
     access: Access = Access(retries=1)
 
@@ -128,7 +130,7 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
         kernel_args=request.kernel_args or DEFAULT_KERNEL_ARGS, disk_size_bytes=request.disk_size_bytes,
         root_mode=request.root_mode, init=plan_init(image, request), drives=drives, ports=list(request.ports), address=request.address,
         env=dict(request.env), users=plan_users(image, request), entrypoint=plan_entrypoint(image, request),
-        mmds=request.mmds, auto_remove=request.auto_remove,
+        restart=request.restart, mmds=request.mmds, auto_remove=request.auto_remove,
         remover=find_identity(os.getpid()) if request.caller_removes else None,
         stop_timeout_s=DEFAULT_STOP_TIMEOUT_S if request.stop_timeout_s is None else request.stop_timeout_s,
         boot_timeout_s=request.boot_timeout_s or engine.settings.boot_timeout_s, labels=dict(request.labels),
@@ -160,6 +162,8 @@ def _check(request: RunRequest) -> None:
     for name in request.env:
         if not name or "=" in name or "\0" in name:
             raise UsageError(f"`{name}` is not the name of an environment variable")
+    if request.restart.name != "no" and (request.auto_remove or request.caller_removes):
+        raise UsageError("--restart and --rm: choose one", hint="a machine that is removed at its end is not restarted")
     if request.network is None and request.ports:
         raise UsageError("ports can only be published on a network", hint="leave out --network none, or -p")
 

@@ -52,6 +52,7 @@ _GUEST_CID = 3
 _KILLED_CODE = 137
 # For an image's own init to take its services down.
 _INIT_STOP_S = 90.0
+_STATUS_S = 10.0
 
 # What a guest may say that is a fault of the request or the image, and what to do about it.
 _REQUEST_FAULTS = {
@@ -457,8 +458,9 @@ def finish_held(
     else:
         state, code, why = _ending(exit_record, reason, paths.console_log)
     progress = msgspec.structs.replace(
-        record.progress, supervisor=None, vmm=None, exit_code=code, reason=why, ended_at_ns=time.time_ns()
-    )
+        record.progress, supervisor=None, vmm=None, exit_code=code, reason=why, ended_at_ns=time.time_ns(),
+        restarts=_restarts(exit_record),
+    )  # fmt: skip
     services.records.update(spec.id, state, progress)
 
 
@@ -476,6 +478,19 @@ def _ending(exit_record: dict[str, Any] | None, reason: str | None, console: Pat
     if why == "exit":
         why = find_crash(console) or "the VMM ended without an exit status of the guest"
     return State.FAILED, None, why
+
+
+def _restarts(told: dict[str, Any] | None) -> int:
+    count = told.get("restarts") if told is not None else None
+    return count if isinstance(count, int) else 0
+
+
+def find_restarts(services: MachineServices, record: MachineRecord) -> int:
+    """How often the machine's entrypoint was started again; 0 where a supervisor that should know is gone."""
+    if record.state in ENDED or not record.alive:
+        return record.progress.restarts
+    with open_supervisor(services.layout.machine(record.spec.id)) as link:
+        return 0 if link is None else _restarts(link.find_status(Deadline(_STATUS_S, "asking the supervisor")))
 
 
 def load_exit_record(paths: MachineLayout) -> dict[str, Any] | None:

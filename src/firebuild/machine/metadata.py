@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from firebuild.errors import UsageError
-from firebuild.machine.spec import MachineSpec
+from firebuild.machine.spec import MachineSpec, RestartPolicy
 from firebuild.network.attach import Attachment
 
 MMDS_LIMIT_BYTES = 51200
@@ -100,6 +100,7 @@ def plan_boot_document(spec: MachineSpec, attachment: Attachment | None) -> dict
         "start_entrypoint": spec.kind == "run",
         "tty": False,
         "volumes": list(spec.volumes),
+        "restart": _restart(spec.restart),
     }
     if spec.kind == "run":
         upper = "vdb" if spec.root_mode == "overlay" else None
@@ -123,6 +124,12 @@ def plan_boot_document(spec: MachineSpec, attachment: Attachment | None) -> dict
             "options": list(attachment.options),
         }
     return document
+
+
+def _restart(policy: RestartPolicy) -> dict[str, Any]:
+    # What tells unless-stopped from always is a start of the host's, of which the guest knows nothing.
+    name = "always" if policy.name == "unless-stopped" else policy.name
+    return {"policy": name, "most": policy.most or None}
 
 
 def parse_signal(text: str) -> int:

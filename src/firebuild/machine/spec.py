@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
+from firebuild.errors import UsageError
 from firebuild.host.identity import ProcessIdentity
 from firebuild.names import MachineId, PortMapping
 
@@ -25,6 +28,28 @@ class Entrypoint(msgspec.Struct, frozen=True):
     user: str = ""
     workdir: str = "/"
     stop_signal: str = "SIGTERM"
+
+
+class RestartPolicy(msgspec.Struct, frozen=True):
+    """When the guest starts the entrypoint again after its end. `name`: no, on-failure, always or unless-stopped.
+
+    `most`: how often, for on-failure; 0: without limit."""
+
+    name: str = "no"
+    most: int = 0
+
+
+_RESTART = re.compile(r"(no|always|unless-stopped|on-failure(?::([1-9][0-9]{0,8}))?)")
+
+
+def parse_restart_policy(text: str) -> RestartPolicy:
+    """The policy from Docker's words: `no`, `on-failure`, `on-failure:3`, `always`, `unless-stopped`. Raises UsageError."""
+    match = _RESTART.fullmatch(text)
+    if match is None:
+        raise UsageError(
+            f"`{text}` is not a restart policy", hint="choose no, on-failure, on-failure:N, always or unless-stopped"
+        )
+    return RestartPolicy(text.partition(":")[0], int(match[2] or 0))
 
 
 class DriveSpec(msgspec.Struct, frozen=True):
@@ -67,6 +92,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     env: dict[str, str] = {}
     users: dict[str, str] = {}
     entrypoint: Entrypoint = Entrypoint()
+    restart: RestartPolicy = RestartPolicy()
     mmds: bool = True
     auto_remove: bool = False
     remover: ProcessIdentity | None = None

@@ -41,6 +41,7 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `owner`: the process that the machine ends with; None once it is released. `boot_id`: the host's, when the machine was
     started. `life`: how often it was started before.
+    `restarts`: how often it was started again, known when the machine has ended.
     """
 
     owner: ProcessIdentity | None = None
@@ -51,6 +52,7 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
     ended_at_ns: int | None = None
     exit_code: int | None = None
     reason: str | None = None
+    restarts: int = 0
     addresses: list[str] = []
     mac: str | None = None
     lease: str | None = None

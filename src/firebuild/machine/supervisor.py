@@ -163,6 +163,17 @@ class SupervisorLink:
             raise MachineError("the supervisor sent an event that is not an object")
         return value
 
+    def find_status(self, deadline: Deadline) -> dict[str, Any] | None:
+        """What the supervisor says of its machine now; None when it is gone. Raises DeadlineError, MachineError."""
+        try:
+            self._socket.sendall(b'{"op":"status"}\n')
+        except OSError:
+            return None
+        # What has happened so far comes first.
+        while (event := self.find_event(deadline)) is not None and event.get("event") != "status":
+            continue
+        return event
+
     def kill_vmm(self) -> None:
         """Have the VMM killed. A supervisor that is gone has already seen to that."""
         try:

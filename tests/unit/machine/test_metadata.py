@@ -10,7 +10,7 @@ import pytest
 
 from firebuild.errors import UsageError
 from firebuild.machine.metadata import parse_signal, plan_boot_document, plan_metadata
-from firebuild.machine.spec import DriveSpec, Entrypoint, MachineSpec
+from firebuild.machine.spec import DriveSpec, Entrypoint, MachineSpec, RestartPolicy
 from firebuild.names import MachineId
 from firebuild.network.attach import Attachment
 
@@ -98,3 +98,15 @@ def test_what_is_no_signal_is_refused(text: str) -> None:
 def test_the_boot_document_says_who_is_pid_1(attachment: Attachment) -> None:
     assert plan_boot_document(SPEC, attachment)["init"] == "direct"
     assert plan_boot_document(msgspec.structs.replace(SPEC, init="system"), attachment)["init"] == "system"
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        (RestartPolicy(), {"policy": "no", "most": None}),
+        (RestartPolicy("on-failure", 3), {"policy": "on-failure", "most": 3}),
+        (RestartPolicy("unless-stopped"), {"policy": "always", "most": None}),
+    ],
+)
+def test_the_boot_document_says_when_the_entrypoint_is_started_again(policy: RestartPolicy, told: object) -> None:
+    assert plan_boot_document(msgspec.structs.replace(SPEC, restart=policy), None)["restart"] == told

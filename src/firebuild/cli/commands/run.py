@@ -19,7 +19,7 @@ from firebuild.cli.retired import RUN_OPTIONS, retired_options
 from firebuild.engine.core import Engine
 from firebuild.errors import DeadlineError, GuestError, UsageError
 from firebuild.host.deadline import Deadline
-from firebuild.machine.spec import DEFAULT_MEMORY_MIB, DEFAULT_NETWORK
+from firebuild.machine.spec import DEFAULT_MEMORY_MIB, DEFAULT_NETWORK, parse_restart_policy
 from firebuild.names import parse_port_mappings, parse_size
 
 _SIGNAL_S = 5.0
@@ -39,6 +39,10 @@ _SIGNAL_S = 5.0
 @click.option("--hostname", "-h", help="Its host name; without it its name.")
 @click.option("--daemonize", "-d", is_flag=True, help="Return when the guest is ready; print the machine's id.")
 @click.option("--rm", "auto_remove", is_flag=True, help="Remove the machine when it has ended.")
+@click.option(
+    "--restart", default="no", show_default=True, metavar="POLICY",
+    help="When the entrypoint is started again in the machine: no, on-failure[:N], always, unless-stopped.",
+)  # fmt: skip
 @click.option("--port", "-p", "ports", multiple=True, help="Publish a port: [[address:]host:]guest[/tcp|udp].")
 @click.option("--env", "-e", multiple=True, help="Environment variable K=V.")
 @click.option("--env-file", multiple=True, help="File of environment variables.")
@@ -134,6 +138,7 @@ def run(**options: Any) -> int:
         stop_signal=options["stop_signal"],
         stop_timeout_s=options["stop_timeout_s"],
         labels=dict(text.partition("=")[::2] for text in options["label"]),
+        restart=parse_restart_policy(options["restart"]),
         pull=options["pull"],
         access=Access(options["tls_verify"], options["authfile"], retries=1),
     )

@@ -1,0 +1,193 @@
+//! The entrypoint's lives: when one has ended the next is started, if the restart policy says so, after a growing pause.
+
+use crate::entrypoint::{follow, launch};
+use crate::launch::exit_code_for;
+use crate::log;
+use crate::metadata::Profile;
+use crate::outputs::Sink;
+use crate::reaper::{Reaper, Started};
+use crate::session::Ends;
+use crate::util::{lock, Deadline};
+use firebuild_protocol::message::{BootDocument, PushEvent, Restart, RestartPolicy};
+use firebuild_protocol::{ProcessExit, ProcessHost, TaskError};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Who has run for that long has started well: the next pause is the first one again.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// What the one that starts the entrypoint and the one that stops it share.
+#[derive(Default)]
+pub struct Supervision {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    pid: Option<u32>,
+    halted: bool,
+}
+
+impl Supervision {
+    /// The entrypoint's pid while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        lock(&self.state).pid
+    }
+
+    pub fn set_pid(&self, pid: Option<u32>) {
+        lock(&self.state).pid = pid;
+    }
+
+    /// From now on nothing is started again; returns the pid of what runs now.
+    pub fn halt(&self) -> Option<u32> {
+        let mut state = lock(&self.state);
+        state.halted = true;
+        self.changed.notify_all();
+        state.pid
+    }
+
+    /// After the pause start the next, unless halted. Under the lock: whoever halts sees what runs.
+    fn start_after<T>(
+        &self,
+        pause: Duration,
+        start: impl FnOnce() -> Result<(u32, T), TaskError>,
+    ) -> Option<Result<T, TaskError>> {
+        let deadline = Deadline::after(pause);
+        let mut state = lock(&self.state);
+        while !state.halted && !deadline.has_passed() {
+            let waited = self.changed.wait_timeout(state, deadline.remaining());
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if state.halted {
+            return None;
+        }
+        Some(start().map(|(pid, started)| {
+            state.pid = Some(pid);
+            started
+        }))
+    }
+}
+
+/// Follow what was launched, and what is started after it, to the last one's end; its exit.
+pub fn follow_all(
+    reaper: &Reaper,
+    profile: &Profile,
+    document: &BootDocument,
+    supervision: &Supervision,
+    first: (Started, Ends),
+    sink: &mut Sink<'_>,
+    tell: &mut dyn FnMut(&PushEvent),
+) -> ProcessExit {
+    let mut plan = Plan::new(document.restart);
+    let mut life = Ok(first);
+    loop {
+        let began = Instant::now();
+        let exit = match life {
+            Ok((started, ends)) => {
+                let exit = follow(reaper, &started, ends, sink);
+                supervision.set_pid(None);
+                if document.restart.policy != RestartPolicy::No {
+                    // What it leaves of its process group would be in the next one's way; none left is an error.
+                    let _ = reaper.signal(started.pid, libc::SIGKILL, true);
+                }
+                exit
+            }
+            Err(error) => {
+                log::error(&format!("the entrypoint does not start again: {error}"));
+                ProcessExit { code: exit_code_for(&error), signal: None }
+            }
+        };
+        let Some(pause) = plan.next(exit, began.elapsed()) else { return exit };
+        log::note(&format!("entrypoint ended with {}, again in {} ms", exit.code, pause.as_millis()));
+        let start = || launch(reaper, profile, document.tty).map(|launched| (launched.0.pid, launched));
+        let Some(next) = supervision.start_after(pause, start) else { return exit };
+        // Only now: one that is halted in its pause is not started again.
+        tell(&PushEvent::Restart { count: plan.count, code: exit.code, signal: exit.signal });
+        life = next;
+    }
+}
+
+/// Whether and when the next life begins.
+struct Plan {
+    restart: Restart,
+    count: u32,
+    pause: Duration,
+}
+
+impl Plan {
+    fn new(restart: Restart) -> Self {
+        Self { restart, count: 0, pause: Duration::ZERO }
+    }
+
+    /// The pause before the next life of what ended so after so long; None if there is no next.
+    fn next(&mut self, exit: ProcessExit, lived: Duration) -> Option<Duration> {
+        let again = match self.restart.policy {
+            RestartPolicy::No => false,
+            RestartPolicy::OnFailure => exit.code != 0 && self.restart.most.map_or(true, |most| self.count < most),
+            RestartPolicy::Always => true,
+        };
+        if !again {
+            return None;
+        }
+        self.pause = if lived >= STEADY { FIRST_PAUSE } else { (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) };
+        self.count = self.count.saturating_add(1);
+        Some(self.pause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(1);
+
+    fn plan(policy: RestartPolicy, most: Option<u32>) -> Plan {
+        Plan::new(Restart { policy, most })
+    }
+
+    fn exit(code: i32) -> ProcessExit {
+        ProcessExit { code, signal: None }
+    }
+
+    #[test]
+    fn policies() {
+        assert_eq!(plan(RestartPolicy::No, None).next(exit(1), SHORT), None);
+        assert_eq!(plan(RestartPolicy::OnFailure, None).next(exit(0), SHORT), None);
+        assert_eq!(plan(RestartPolicy::Always, None).next(exit(0), SHORT), Some(FIRST_PAUSE));
+        let mut limited = plan(RestartPolicy::OnFailure, Some(2));
+        let lives: Vec<bool> = (0..4).map(|_| limited.next(exit(3), STEADY).is_some()).collect();
+        assert_eq!((lives, limited.count), (vec![true, true, false, false], 2));
+    }
+
+    #[test]
+    fn the_pause_doubles_to_its_most_and_begins_anew_after_a_steady_life() {
+        let mut plan = plan(RestartPolicy::Always, None);
+        let pauses: Vec<u128> =
+            (0..12).filter_map(|_| plan.next(exit(1), SHORT)).map(|pause| pause.as_millis()).collect();
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 51200, 60000, 60000]);
+        assert_eq!(plan.next(exit(1), STEADY), Some(FIRST_PAUSE));
+        assert_eq!(plan.next(exit(1), SHORT), Some(2 * FIRST_PAUSE));
+    }
+
+    #[test]
+    fn who_halts_sees_what_runs_and_nothing_is_started_after() {
+        let supervision = Supervision::default();
+        let started = supervision.start_after(Duration::ZERO, || Ok((7, ())));
+        assert!(matches!(started, Some(Ok(()))));
+        assert_eq!(supervision.halt(), Some(7));
+        assert!(supervision.start_after(Duration::from_secs(3600), || Ok((8, ()))).is_none());
+        assert_eq!(supervision.pid(), Some(7));
+    }
+
+    #[test]
+    fn a_halt_ends_the_pause() {
+        let supervision = std::sync::Arc::new(Supervision::default());
+        let own = std::sync::Arc::clone(&supervision);
+        let waiting = std::thread::spawn(move || own.start_after(Duration::from_secs(3600), || Ok((8, ()))).is_none());
+        supervision.halt();
+        assert!(waiting.join().unwrap());
+    }
+}
