@@ -115,6 +115,7 @@ class Layout:
         self.scratch = state / "scratch"
         self.rootfs = rootfs_root or state / "rootfs"
         self.cni = state / "cni"
+        self.networks = state / "networks"
         self.machines = state / "machines"
         self.machines_run = run / "m"
 

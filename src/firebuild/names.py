@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import string
+from collections.abc import Sequence
 from typing import NewType
 
 import msgspec
@@ -190,7 +191,8 @@ def parse_size(text: str, *, default_unit: str = "b") -> int:
 
 
 class PortMapping(msgspec.Struct, frozen=True):
-    """A published port. `host_address`: empty for every address. Ports are 1..65535; `protocol`: tcp or udp."""
+    """A published port. `host_address`: empty for every address. Ports are 1..65535, `host_port` 0: any that is free;
+    `protocol`: tcp or udp."""
 
     host_address: str
     host_port: int
@@ -204,12 +206,13 @@ class PortMapping(msgspec.Struct, frozen=True):
 
 
 _PORT = re.compile(
-    r"(?:(?:(?P<address>\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?P<host>[0-9]+(?:-[0-9]+)?)?:)?(?P<guest>[0-9]+(?:-[0-9]+)?)(?:/(?P<protocol>tcp|udp))?"
+    r"(?:(?:(?P<address>\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?P<host>[0-9]+(?:-[0-9]+)?)?(?P<colon>:))?(?P<guest>[0-9]+(?:-[0-9]+)?)(?:/(?P<protocol>tcp|udp))?"
 )
 
 
 def parse_port_mappings(text: str) -> list[PortMapping]:
-    """Parse `-p [[address:]host[-range]:]guest[-range][/tcp|udp]`. Without a host port the guest's number is used.
+    """Parse `-p [[address:]host[-range]:]guest[-range][/tcp|udp]`. Without a host port the guest's number is used; with an
+    empty one, `127.0.0.1::80` or `:80`, or 0, one that is free when the machine starts.
 
     Raises UsageError. Ranges must be of equal length.
     """
@@ -220,7 +223,9 @@ def parse_port_mappings(text: str) -> list[PortMapping]:
             hint="write `[[address:]host:]guest[/tcp|udp]`, for example `127.0.0.1:8080:80`",
         )
     guests = _port_range(text, match["guest"])
-    hosts = _port_range(text, match["host"]) if match["host"] else guests
+    hosts: Sequence[int] = guests
+    if match["colon"]:
+        hosts = [0] * len(guests) if match["host"] in (None, "0") else _port_range(text, match["host"])
     if len(hosts) != len(guests):
         raise UsageError(f"`{text}`: the host's range and the guest's range differ in length")
     address = (match["address"] or "").strip("[]")

@@ -10,7 +10,8 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from firebuild.host.netns import create_netns, delete_netns, run_in_netns
 from firebuild.network.attach import Attachment
@@ -35,22 +36,24 @@ def ip(*arguments: str) -> str:
 
 
 @contextlib.contextmanager
-def start_guest(attachment: Attachment) -> Iterator[str]:
-    """Play the guest of an attachment; yields the namespace that stands for the inside of the guest."""
-    name = f"fg-{attachment.machine_id}"
+def start_guest(*attachments: Attachment) -> Iterator[str]:
+    """Play the guest of a machine's attachments; yields the namespace that stands for the inside of the guest."""
+    name = f"fg-{attachments[0].machine_id}"
     create_netns(name)
     stop_read, stop_write = os.pipe()
     ends: list[int] = []
     try:
-        ends.append(run_in_netns(attachment.netns, lambda: open_tap(attachment.tap)))
-        ends.append(run_in_netns(name, lambda: open_tap("eth0")))
         ip("-n", name, "link", "set", "lo", "up")
-        ip("-n", name, "link", "set", "eth0", "address", attachment.mac, "mtu", str(attachment.mtu), "up")
-        for address in attachment.addresses:
-            ip("-n", name, "address", "add", address, "dev", "eth0", *(["nodad"] if ":" in address else []))
-        for gateway in filter(None, (attachment.gateway, attachment.gateway6)):
-            ip("-n", name, "route", "add", "default", "via", gateway)
-        pump = threading.Thread(target=_pump, args=(ends[0], ends[1], stop_read), daemon=True)
+        for attachment in attachments:
+            ends.append(run_in_netns(attachment.netns, partial(open_tap, attachment.tap)))
+            ends.append(run_in_netns(name, partial(open_tap, attachment.interface)))
+            card = ("dev", attachment.interface)
+            ip("-n", name, "link", "set", *card, "address", attachment.mac, "mtu", str(attachment.mtu), "up")
+            for address in attachment.addresses:
+                ip("-n", name, "address", "add", address, *card, *(["nodad"] if ":" in address else []))
+            for gateway in filter(None, (attachment.gateway, attachment.gateway6)) if attachment.number == 0 else ():
+                ip("-n", name, "route", "add", "default", "via", gateway)
+        pump = threading.Thread(target=_pump, args=(ends, stop_read), daemon=True)
         pump.start()
         try:
             yield name
@@ -63,10 +66,10 @@ def start_guest(attachment: Attachment) -> Iterator[str]:
         delete_netns(name)
 
 
-def _pump(one: int, other: int, stop: int) -> None:
-    targets = {one: other, other: one}
+def _pump(ends: Sequence[int], stop: int) -> None:
+    targets = {end: ends[index ^ 1] for index, end in enumerate(ends)}
     while True:
-        ready, _, _ = select.select([one, other, stop], [], [])
+        ready, _, _ = select.select([*ends, stop], [], [])
         if stop in ready:
             return
         for source in ready:

@@ -185,6 +185,7 @@ class Engine:
             bin_dirs=tuple(Path(part) for part in self.settings.cni_bin_dir.split(":") if part),
             conf_dirs=tuple(Path(part) for part in self.settings.cni_conf_dir.split(":") if part),
             cache_dir=Path(self.settings.cni_cache_dir) if self.settings.cni_cache_dir else self.layout.cni,
+            own_dir=self.layout.networks,
         )
 
     @cached_property

@@ -13,14 +13,15 @@ from firebuild.machine.lifecycle import find_restarts
 from firebuild.machine.metadata import plan_ip_configuration
 from firebuild.machine.state import MachineRecord
 from firebuild.names import Digest
-from firebuild.network.attach import Attachment, find_attachment
+from firebuild.network.attach import Attachment, find_attachments
 
 
 def describe_machine(engine: Engine, name: str) -> dict[str, Any]:
     """Everything about a machine. Raises NotFoundError."""
     record = engine.machines.records.get(name)
     spec, progress = record.spec, record.progress
-    attachment = find_attachment(engine.networks, spec.id)
+    attachments = find_attachments(engine.networks, spec.id)
+    attachment = attachments[0] if attachments else None
     paths = engine.layout.machine(spec.id)
     return {
         "Type": "run",
@@ -86,13 +87,13 @@ def describe_machine(engine: Engine, name: str) -> dict[str, Any]:
                 "Name": spec.name,
                 "Hostname": spec.hostname,
                 "EnvVars": dict(spec.env),
-                "Ports": [str(port) for port in spec.ports],
+                "Ports": [str(port) for port in record.ports],
                 "Labels": dict(spec.labels),
                 "EntrypointInfo": _entrypoint(record),
                 "RestartPolicy": {"Name": spec.restart.name, "MaximumRetryCount": spec.restart.most},
             },
         },
-        "NetworkInterfaces": [_interface(spec.mmds, attachment)] if attachment else [],
+        "NetworkInterfaces": [_interface(spec.mmds and each.number == 0, each) for each in attachments],
     }
 
 
@@ -122,7 +123,11 @@ def _entrypoint(record: MachineRecord) -> dict[str, Any]:
 
 def _interface(mmds: bool, attachment: Attachment) -> dict[str, Any]:
     facts = plan_ip_configuration(attachment)
-    facts |= {"IfName": attachment.interface, "NameServers": list(attachment.nameservers)}
+    facts |= {
+        "IfName": attachment.interface,
+        "NetName": attachment.network,
+        "NameServers": list(attachment.nameservers),
+    }
     return {
         "AllowMMDS": mmds,
         "InRateLimiter": None,

@@ -88,4 +88,4 @@ def send_signal(engine: Engine, name: str, text: str) -> None:
 def list_ports(engine: Engine, name: str) -> list[PortMapping]:
     """The ports that a machine publishes while it runs."""
     record = engine.machines.records.get(name)
-    return [] if record.effective_state in ENDED else list(record.spec.ports)
+    return [] if record.effective_state in ENDED else list(record.ports)

@@ -66,9 +66,7 @@ def _fits_image(record: MachineRecord, text: str) -> bool:
 
 def _fits_port(record: MachineRecord, text: str) -> bool:
     number, _, protocol = text.partition("/")
-    return any(
-        str(port.host_port) == number and port.protocol == (protocol or port.protocol) for port in record.spec.ports
-    )
+    return any(str(port.host_port) == number and port.protocol == (protocol or port.protocol) for port in record.ports)
 
 
 FILTERS: Mapping[str, Test] = {
@@ -78,7 +76,7 @@ FILTERS: Mapping[str, Test] = {
     "label": _fits_label,
     "image": _fits_image,
     "ancestor": _fits_image,
-    "network": lambda record, text: record.spec.network == text,
+    "network": lambda record, text: any(join.network == text for join in record.spec.networks),
     "exited": lambda record, text: record.effective_state in ENDED and record.progress.exit_code == int(text),
     "publish": _fits_port,
 }

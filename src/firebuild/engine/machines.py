@@ -31,6 +31,7 @@ from firebuild.machine.spec import (
     DriveSpec,
     Entrypoint,
     MachineSpec,
+    NetworkJoin,
     RestartPolicy,
 )
 from firebuild.machine.state import ENDED, MachineRecord, State
@@ -39,6 +40,7 @@ from firebuild.store.disks import make_blank
 from firebuild.store.images import Image
 
 DEFAULT_UPPER_BYTES = 8 << 30
+NETWORKS_MAX = 8
 INIT_LABEL = "org.firebuild.init"
 USER_LABEL = "org.firebuild.user"
 
@@ -64,8 +66,7 @@ class RunRequest(msgspec.Struct, frozen=True):
     disk_size_bytes: int = DEFAULT_UPPER_BYTES
     root_mode: str = "overlay"
     init: str = "auto"
-    network: str | None = DEFAULT_NETWORK
-    address: str | None = None
+    networks: Sequence[NetworkJoin] = (NetworkJoin(DEFAULT_NETWORK),)
     ports: Sequence[PortMapping] = ()
     env: dict[str, str] = {}
     ssh_keys: str = ""
@@ -125,10 +126,12 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
     spec = MachineSpec(
         id=machine_id, name=name, kind="run",
         hostname=parse_hostname(request.hostname or name.replace("_", "-").replace(".", "-").strip("-")),
-        kernel=kernel.name, cpus=request.cpus, memory_mib=request.memory_mib, network=request.network,
+        kernel=kernel.name, cpus=request.cpus, memory_mib=request.memory_mib,
+        network=request.networks[0].network if request.networks else None,
         image=_name_of(image), image_digest=image.manifest_digest,
         kernel_args=request.kernel_args or DEFAULT_KERNEL_ARGS, disk_size_bytes=request.disk_size_bytes,
-        root_mode=request.root_mode, init=plan_init(image, request), drives=drives, ports=list(request.ports), address=request.address,
+        root_mode=request.root_mode, init=plan_init(image, request), drives=drives, ports=list(request.ports),
+        address=next((address for join in request.networks for address in join.addresses), None), joins=list(request.networks),
         env=dict(request.env), users=plan_users(image, request), entrypoint=plan_entrypoint(image, request),
         restart=request.restart, mmds=request.mmds, auto_remove=request.auto_remove,
         remover=find_identity(os.getpid()) if request.caller_removes else None,
@@ -164,8 +167,14 @@ def _check(request: RunRequest) -> None:
             raise UsageError(f"`{name}` is not the name of an environment variable")
     if request.restart.name != "no" and (request.auto_remove or request.caller_removes):
         raise UsageError("--restart and --rm: choose one", hint="a machine that is removed at its end is not restarted")
-    if request.network is None and request.ports:
+    if not request.networks and request.ports:
         raise UsageError("ports can only be published on a network", hint="leave out --network none, or -p")
+    names = [join.network for join in request.networks]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"the network `{name}` is named twice")
+    if len(names) > NETWORKS_MAX:
+        raise UsageError(f"a machine is in at most {NETWORKS_MAX} networks, not {len(names)}")
 
 
 def _check_name_free(engine: Engine, name: str) -> None:

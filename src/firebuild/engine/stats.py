@@ -11,7 +11,7 @@ from firebuild.engine.core import Engine
 from firebuild.engine.machines import get_running
 from firebuild.host.usage import Usage, measure_usage
 from firebuild.machine.state import MachineRecord, State
-from firebuild.network.attach import find_attachment
+from firebuild.network.attach import find_attachments
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -40,10 +40,10 @@ def take_samples(engine: Engine, records: Iterable[MachineRecord]) -> list[Sampl
     """What each of these machines has used so far; those that have ended meanwhile are left out."""
     samples = []
     for record in records:
-        attachment = find_attachment(engine.networks, record.spec.id)
+        taps = [each.tap for each in find_attachments(engine.networks, record.spec.id)]
         if record.progress.vmm is None or not record.alive:
             continue
-        usage = measure_usage(record.progress.vmm.pid, attachment.tap if attachment else None)
+        usage = measure_usage(record.progress.vmm.pid, taps)
         if usage is not None:
             samples.append(Sample(record, usage, time.monotonic()))
     return samples

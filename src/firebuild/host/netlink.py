@@ -27,14 +27,15 @@ _NLMSGERR_ATTR_MSG = 1
 _NLA_F_NESTED, _NLA_TYPE_MASK = 0x8000, 0x3FFF
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 # linux/rtnetlink.h
-_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_NEWROUTE = 16, 17, 18, 20, 24
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK, _RTM_NEWADDR, _RTM_NEWROUTE = 16, 17, 18, 19, 20, 24
 _RT_TABLE_MAIN, _RTPROT_BOOT, _RT_SCOPE_LINK, _RTN_UNICAST = 254, 3, 253, 1
 _RTA_DST, _RTA_OIF = 1, 4
+_AF_BRIDGE = 7  # linux/socket.h; Python does not have it
 # linux/if_addr.h
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 # linux/if_link.h, linux/if.h, linux/veth.h
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 1, 3, 4, 18, 28
-_IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_PROTINFO, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 1, 3, 4, 12, 18, 28
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_DATA, _IFLA_BRPORT_ISOLATED = 1, 2, 5, 33
 _VETH_INFO_PEER = 1
 _IFF_UP = 0x1
 
@@ -136,9 +137,9 @@ def _exchange(kind: int, flags: int, body: bytes) -> tuple[int, int, bytes]:
                 return answer_kind, answer_flags, answer[_HEADER.size : length]
 
 
-def _link_message(index: int, *, flags: int = 0, change: int = 0) -> bytes:
+def _link_message(index: int, *, flags: int = 0, change: int = 0, family: int = socket.AF_UNSPEC) -> bytes:
     # struct ifinfomsg: family, padding, type, index, flags, change mask.
-    return struct.pack("=BBHiII", socket.AF_UNSPEC, 0, 0, index, flags, change)
+    return struct.pack("=BBHiII", family, 0, 0, index, flags, change)
 
 
 def get_link(name: str) -> Link:
@@ -156,6 +157,22 @@ def set_link_up(link: Link, *, mtu: int | None = None) -> None:
     if mtu is not None:
         body += attribute(_IFLA_MTU, struct.pack("=I", mtu))
     request(_RTM_NEWLINK, NLM_F_ACK, body, f"bringing up the interface `{link.name}`")
+
+
+def isolate_bridge_port(link: Link) -> None:
+    """`bridge link set dev <link> isolated on`: no frames between this port of a bridge and others like it. Raises NetworkError."""
+    body = _link_message(link.index, family=_AF_BRIDGE)
+    body += nested(_IFLA_PROTINFO, attribute(_IFLA_BRPORT_ISOLATED, b"\1"))
+    request(_RTM_SETLINK, NLM_F_ACK, body, f"isolating the bridge's port `{link.name}`")
+
+
+def is_isolated(name: str) -> bool:
+    """Whether an interface is an isolated port of a bridge. Raises NetworkError."""
+    body = request(_RTM_GETLINK, 0, _link_message(0) + text(_IFLA_IFNAME, name), f"finding the interface `{name}`")
+    assert body is not None
+    info = dict(parse_attributes(dict(parse_attributes(body[16:])).get(_IFLA_LINKINFO, b"")))
+    port = dict(parse_attributes(info.get(_IFLA_INFO_SLAVE_DATA, b"")))
+    return port.get(_IFLA_BRPORT_ISOLATED) == b"\1"
 
 
 def add_veth_pair(name: str, *, peer: str, peer_mac: str, peer_netns: int) -> None:

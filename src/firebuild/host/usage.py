@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 import msgspec
 
 
 class Usage(msgspec.Struct, frozen=True):
     """Counters since the processes began, but for `memory_bytes`, which is what they hold now (resident, each page of
-    shared memory counted once a process). `received_bytes`, `sent_bytes`: of one interface, 0 without it."""
+    shared memory counted once a process). `received_bytes`, `sent_bytes`: of the interfaces asked for."""
 
     cpu_s: float = 0.0
     memory_bytes: int = 0
@@ -20,8 +21,8 @@ class Usage(msgspec.Struct, frozen=True):
     processes: int = 0
 
 
-def measure_usage(pid: int, interface: str | None) -> Usage | None:
-    """The usage of a process with its descendants, and of the interface of that name in its network namespace; None where
+def measure_usage(pid: int, interfaces: Collection[str]) -> Usage | None:
+    """The usage of a process with its descendants, and of the interfaces of these names in its network namespace; None where
     the process is gone."""
     ticks = os.sysconf("SC_CLK_TCK")
     cpu_s, memory, read, written, count = 0.0, 0, 0, 0, 0
@@ -41,18 +42,20 @@ def measure_usage(pid: int, interface: str | None) -> Usage | None:
         written += int(counters["write_bytes"])
         count += 1
         waiting += [int(child) for child in (_read(each, f"task/{each}/children") or "").split()]
-    received, sent = _packets(pid, interface) if interface is not None else (0, 0)
+    received, sent = _packets(pid, interfaces)
     return Usage(cpu_s, memory, read, written, received, sent, count)
 
 
-def _packets(pid: int, interface: str) -> tuple[int, int]:
-    """Bytes that the interface's owner received and sent; both 0 without such an interface."""
+def _packets(pid: int, interfaces: Collection[str]) -> tuple[int, int]:
+    """Bytes that the interfaces received and sent together; those that are not there do not count."""
+    received, sent = 0, 0
     for line in (_read(pid, "net/dev") or "").splitlines():
         name, colon, counters = line.partition(":")
-        if colon and name.strip() == interface:
+        if colon and name.strip() in interfaces:
             fields = counters.split()
-            return int(fields[0]), int(fields[8])
-    return 0, 0
+            received += int(fields[0])
+            sent += int(fields[8])
+    return received, sent
 
 
 def _read(pid: int, name: str) -> str | None:

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def start_machine(
     Raises ConflictError, PathTooLongError, UsageError before anything exists; then any FirebuildError.
     """
     services.layout.machine(spec.id).check_lengths()
-    plan_boot_document(spec, None)
+    plan_boot_document(spec, [])
     try:
         return _start_recorded(services, spec, boot, prepare, owner)
     except BaseException:
@@ -211,19 +211,18 @@ def _start(
     _forget_end(paths)
     _make_folder(paths.run)
     deadline = Deadline(spec.boot_timeout_s, f"starting {spec.name}")
-    attachment = None
-    if spec.network is not None:
-        attachment = attach_network(
-            services.networks, machine_id=spec.id, network=spec.network, ports=spec.ports, address=spec.address,
-            deadline=deadline,
+    attachments = _attach_networks(services, spec, deadline)
+    if attachments:
+        progress = msgspec.structs.replace(
+            progress, addresses=[address for each in attachments for address in each.addresses],
+            mac=attachments[0].mac, ports=attachments[0].ports,
         )  # fmt: skip
-        progress = msgspec.structs.replace(progress, addresses=list(attachment.addresses), mac=attachment.mac)
         records.update(spec.id, State.STARTING, progress)
-    write_atomic(paths.boot_document, msgspec.json.encode(plan_boot_document(spec, attachment)))
+    write_atomic(paths.boot_document, msgspec.json.encode(plan_boot_document(spec, attachments)))
     supervisor, vmm = start_supervisor(
         spec, paths,
         plan_emulator(vmm_id=spec.id, api_socket=paths.api_socket, log=paths.vmm_log, binary=services.vmm_binary),
-        netns=Path(attachment.netns_path) if attachment else None,
+        netns=Path(attachments[0].netns_path) if attachments else None,
         on_exit=[sys.executable, "-I", "-m", "firebuild", "machine-ended", spec.id],
         owner=owner,
         environment={
@@ -237,7 +236,7 @@ def _start(
     with open_supervisor(paths) as link:
         if link is None:
             raise MachineError(f"the supervisor of {spec.name} ended at once", details=read_tail(paths.supervisor_log))
-        _boot(services, spec, boot, paths, attachment, deadline)
+        _boot(services, spec, boot, paths, attachments, deadline)
         _await_ready(spec, link, deadline)
     progress = msgspec.structs.replace(progress, ready_at_ns=time.time_ns())
     if not stays_tied:
@@ -245,6 +244,17 @@ def _start(
         progress = msgspec.structs.replace(progress, owner=None)
     records.update(spec.id, State.RUNNING, progress)
     return services.records.get(spec.id)
+
+
+def _attach_networks(services: MachineServices, spec: MachineSpec, deadline: Deadline) -> list[Attachment]:
+    """The machine in all its networks. Its ports are published on the first."""
+    return [
+        attach_network(
+            services.networks, machine_id=spec.id, network=join.network, number=number, addresses=join.addresses,
+            ports=spec.ports if number == 0 else (), deadline=deadline,
+        )
+        for number, join in enumerate(spec.networks)
+    ]  # fmt: skip
 
 
 def _make_folder(folder: Path) -> None:
@@ -263,7 +273,7 @@ def _boot(
     spec: MachineSpec,
     boot: Boot,
     paths: MachineLayout,
-    attachment: Attachment | None,
+    attachments: Sequence[Attachment],
     deadline: Deadline,
 ) -> None:
     def vmm_lives() -> bool:
@@ -272,7 +282,7 @@ def _boot(
 
     if not wait_for_path(paths.api_socket, deadline, alive=vmm_lives):
         raise MachineError(f"the VMM of {spec.name} ended before its API was there")
-    mmds = spec.mmds and spec.kind == "run" and attachment is not None
+    mmds = spec.mmds and spec.kind == "run" and bool(attachments)
     setup = VmmSetup(
         machine=MachineConfiguration(vcpu_count=spec.cpus, mem_size_mib=spec.memory_mib),
         boot=BootSource(
@@ -283,11 +293,12 @@ def _boot(
             for drive in spec.drives
         ],
         vsock=Vsock(guest_cid=_GUEST_CID, uds_path=str(paths.vsock)),
-        interfaces=[NetworkInterface(iface_id="eth0", host_dev_name=attachment.tap, guest_mac=attachment.mac)]
-        if attachment
-        else [],
+        interfaces=[
+            NetworkInterface(iface_id=each.interface, host_dev_name=each.tap, guest_mac=each.mac)
+            for each in attachments
+        ],
         mmds_config=MmdsConfig(network_interfaces=["eth0"], ipv4_address=MMDS_ADDRESS) if mmds else None,
-        mmds={"latest": {"meta-data": plan_metadata(spec, attachment)}} if mmds else None,
+        mmds={"latest": {"meta-data": plan_metadata(spec, attachments)}} if mmds else None,
     )
     from firebuild.vmm.api import open_api
 

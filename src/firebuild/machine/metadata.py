@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import signal
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ MMDS_LIMIT_BYTES = 51200
 MMDS_ADDRESS = "169.254.169.254"
 
 
-def plan_metadata(spec: MachineSpec, attachment: Attachment | None) -> dict[str, Any]:
+def plan_metadata(spec: MachineSpec, attachments: Sequence[Attachment]) -> dict[str, Any]:
     """The object at `latest/meta-data`; every leaf is a string. Raises UsageError if it exceeds what MMDS holds."""
     entry = spec.entrypoint
     entrypoint = {
@@ -52,7 +53,10 @@ def plan_metadata(spec: MachineSpec, attachment: Attachment | None) -> dict[str,
             "Mem": str(spec.memory_mib),
             "VMLinux": spec.kernel,
         },
-        "Network": _network(attachment) if attachment is not None else {"CniNetworkName": "", "Interfaces": {}},
+        "Network": {
+            "CniNetworkName": attachments[0].network if attachments else "",
+            "Interfaces": {each.mac: _interface(each) for each in attachments},
+        },
     }
     size = len(msgspec.json.encode({"latest": {"meta-data": document}}))
     if size > MMDS_LIMIT_BYTES:
@@ -77,23 +81,48 @@ def plan_ip_configuration(attachment: Attachment) -> dict[str, Any]:
     }
 
 
-def _network(attachment: Attachment) -> dict[str, Any]:
+def _interface(attachment: Attachment) -> dict[str, Any]:
     facts = plan_ip_configuration(attachment)
     facts |= {"HostDeviceName": attachment.tap, "IfName": attachment.interface}
     facts["NameServers"] = ",".join(attachment.nameservers)
-    return {"CniNetworkName": attachment.network, "Interfaces": {attachment.mac: facts}}
+    facts["CniNetworkName"] = attachment.network
+    return facts
 
 
-def plan_boot_document(spec: MachineSpec, attachment: Attachment | None) -> dict[str, Any]:
+def _plan_interfaces(attachments: Sequence[Attachment]) -> list[dict[str, Any]]:
+    """The interfaces; of each IP version the first gateway is the machine's, and no other."""
+    interfaces: list[dict[str, Any]] = []
+    gateways: dict[str, str] = {}
+    for each in attachments:
+        interface: dict[str, Any] = {
+            "name": each.interface, "mac": each.mac, "addresses": list(each.addresses), "gateway": None, "mtu": each.mtu,
+        }  # fmt: skip
+        for key, gateway in (("gateway", each.gateway), ("gateway6", each.gateway6)):
+            if gateway is not None and key not in gateways:
+                gateways[key] = interface[key] = gateway
+        interfaces.append(interface)
+    return interfaces
+
+
+def _plan_dns(attachments: Sequence[Attachment]) -> dict[str, Any]:
+    """The name servers of the network with the default route, else of the first that has any."""
+    ordered = sorted(attachments, key=lambda each: each.gateway is None and each.gateway6 is None)
+    chosen = next((each for each in ordered if each.nameservers), ordered[0] if ordered else None)
+    if chosen is None:
+        return {"nameservers": [], "search": [], "options": []}
+    return {"nameservers": chosen.nameservers, "search": chosen.search, "options": chosen.options}
+
+
+def plan_boot_document(spec: MachineSpec, attachments: Sequence[Attachment]) -> dict[str, Any]:
     """The boot document. With MMDS it holds no metadata: the guest fetches them there."""
-    mmds = spec.mmds and spec.kind == "run" and attachment is not None
+    mmds = spec.mmds and spec.kind == "run" and bool(attachments)
     document: dict[str, Any] = {
         "id": spec.id,
         "kind": spec.kind,
         "init": spec.init,
         "root": None,
-        "interfaces": [],
-        "dns": {"nameservers": [], "search": [], "options": []},
+        "interfaces": _plan_interfaces(attachments),
+        "dns": _plan_dns(attachments),
         "mmds": {"address": MMDS_ADDRESS, "interface": "eth0"} if mmds else None,
         "metadata": None,
         "stop_signal": parse_signal(spec.entrypoint.stop_signal),
@@ -106,23 +135,7 @@ def plan_boot_document(spec: MachineSpec, attachment: Attachment | None) -> dict
         upper = "vdb" if spec.root_mode == "overlay" else None
         document["root"] = {"mode": spec.root_mode, "lower": "vda", "upper": upper}
         if not mmds:
-            document["metadata"] = plan_metadata(spec, attachment)
-    if attachment is not None:
-        interface = {
-            "name": attachment.interface,
-            "mac": attachment.mac,
-            "addresses": list(attachment.addresses),
-            "gateway": attachment.gateway,
-            "mtu": attachment.mtu,
-        }
-        if attachment.gateway6:
-            interface["gateway6"] = attachment.gateway6
-        document["interfaces"] = [interface]
-        document["dns"] = {
-            "nameservers": list(attachment.nameservers),
-            "search": list(attachment.search),
-            "options": list(attachment.options),
-        }
+            document["metadata"] = plan_metadata(spec, attachments)
     return document
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 
 import msgspec
@@ -60,12 +61,70 @@ class DriveSpec(msgspec.Struct, frozen=True):
     read_only: bool
 
 
+class NetworkJoin(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A network that a machine is to be in. `addresses`: static ones, at most one of each IP version; `aliases`: names that
+    the others in the network know it by, beside its own."""
+
+    network: str
+    addresses: list[str] = []
+    aliases: list[str] = []
+
+
+_ALIAS = re.compile(r"(?=.{1,63}\Z)[a-zA-Z0-9_](?:[a-zA-Z0-9_.-]*[a-zA-Z0-9_])?")
+
+
+def parse_network_join(text: str) -> NetworkJoin:
+    """A network from `NAME[:ip=ADDRESS][,ip6=ADDRESS][,alias=NAME]` or `name=NAME,ip=…`, as podman and docker write them.
+
+    Raises UsageError."""
+    name, _, rest = ("", "", text) if text.startswith("name=") else text.partition(":")
+    addresses: list[str] = []
+    aliases: list[str] = []
+    for part in filter(None, rest.split(",")):
+        key, _, value = part.partition("=")
+        if not value or (key == "name" and name) or key not in ("name", "ip", "ip6", "alias"):
+            raise UsageError(
+                f"`{text}` is not a network: `{part}`", hint="write NAME:ip=ADDRESS,ip6=ADDRESS,alias=NAME"
+            )
+        if key == "name":
+            name = value
+        elif key == "alias":
+            aliases.append(parse_alias(value))
+        else:
+            addresses.append(parse_address(value, version=4 if key == "ip" else 6))
+    if not name:
+        raise UsageError(f"`{text}` names no network")
+    versions = [":" in address for address in addresses]
+    if len(set(versions)) != len(versions):
+        raise UsageError(f"`{text}`: a machine has one address of each IP version in a network")
+    return NetworkJoin(name, addresses, aliases)
+
+
+def parse_alias(text: str) -> str:
+    """A name for a machine in a network. Raises UsageError."""
+    if not _ALIAS.fullmatch(text):
+        raise UsageError(f"`{text}` is not a name for a machine in a network", hint="letters, digits, `-`, `_` and `.`")
+    return text
+
+
+def parse_address(text: str, *, version: int | None = None) -> str:
+    """An IP address, of that version if one is named; a prefix length may follow. Raises UsageError."""
+    try:
+        found = ipaddress.ip_interface(text).version
+    except ValueError:
+        raise UsageError(f"`{text}` is not an IP address") from None
+    if version not in (None, found):
+        raise UsageError(f"`{text}` is not an IPv{version} address")
+    return text
+
+
 class MachineSpec(msgspec.Struct, frozen=True):
     """One machine.
 
     `kind`: "run" or "build". `image`: the familiar reference; `image_digest`: its manifest's. `memory_mib`: MiB.
     `init`: direct (vminit is PID 1) or system (the image's own init is).
-    `disk_size_bytes`: of the upper disk. `network`: a network's name, or None for none. `env`: of the run; wins over the image's.
+    `disk_size_bytes`: of the upper disk. `network`: a network's name, or None for none; `address`: its first static address.
+    `joins`: all networks, that one first. `env`: of the run; wins over the image's.
     `volumes`: folders that the image calls so. `users`: SSH public keys by user name.
     `auto_remove`: removed with everything once it has ended.
     `remover`: the command that follows it and removes it then; where that has died, it is as with `auto_remove`.
@@ -101,3 +160,11 @@ class MachineSpec(msgspec.Struct, frozen=True):
     volumes: list[str] = []
     labels: dict[str, str] = {}
     profile: str = ""
+    joins: list[NetworkJoin] = []
+
+    @property
+    def networks(self) -> list[NetworkJoin]:
+        """All networks in order; of a record that an earlier version wrote, the one."""
+        if self.joins or self.network is None:
+            return self.joins
+        return [NetworkJoin(self.network, [self.address] if self.address else [])]

@@ -12,7 +12,7 @@ import msgspec
 from firebuild.errors import ConflictError, NotFoundError, StoreError
 from firebuild.host.identity import ProcessIdentity, get_boot_id, is_alive
 from firebuild.machine.spec import MachineSpec
-from firebuild.names import MachineId
+from firebuild.names import MachineId, PortMapping
 from firebuild.store.database import Database
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `owner`: the process that the machine ends with; None once it is released. `boot_id`: the host's, when the machine was
     started. `life`: how often it was started before.
+    `ports`: as they are published, with the host ports that were chosen.
     `restarts`: how often it was started again, known when the machine has ended.
     """
 
@@ -55,6 +56,7 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
     restarts: int = 0
     addresses: list[str] = []
     mac: str | None = None
+    ports: list[PortMapping] = []
     lease: str | None = None
     boot_id: str | None = None
     life: int = 0
@@ -77,6 +79,11 @@ class MachineRecord(msgspec.Struct, frozen=True):
     def rebooted(self) -> bool:
         """Whether the host was booted anew since the machine was started: none of its processes can live."""
         return self.progress.boot_id is not None and self.progress.boot_id != get_boot_id()
+
+    @property
+    def ports(self) -> list[PortMapping]:
+        """The published ports, with the host ports that were chosen for it if it has been started."""
+        return self.progress.ports or self.spec.ports
 
     @property
     def orphaned(self) -> bool:

@@ -12,15 +12,15 @@ from typing import Any
 
 import msgspec
 
-from firebuild.errors import CniError, ConflictError, FirebuildError, NetworkError, UsageError
-from firebuild.host import netns, process
+from firebuild.errors import CniError, ConflictError, FirebuildError, NetworkError, NotFoundError, UsageError
+from firebuild.host import netlink, netns, process
 from firebuild.host.deadline import Deadline
 from firebuild.host.locks import hold_lock
 from firebuild.host.marked import kill_marked_processes
 from firebuild.names import MachineId, PortMapping
 from firebuild.network import cni, dns, records, rules, tap
 from firebuild.network.conflist import Network, NetworkSettings, find_network, get_network, list_networks
-from firebuild.network.ports import check_ports
+from firebuild.network.ports import choose_ports
 from firebuild.network.records import Attachment, Progress, Record
 from firebuild.network.result import Interface, Names, parse_result
 
@@ -30,13 +30,12 @@ __all__ = [
     "NetworkSettings",
     "attach_network",
     "detach_network",
-    "find_attachment",
+    "find_attachments",
     "find_network",
     "list_attachments",
     "list_networks",
 ]
 
-TAP = "tap0"
 UNDO_TIMEOUT_S = 120.0
 
 
@@ -45,76 +44,95 @@ def attach_network(
     *,
     machine_id: MachineId,
     network: str,
+    number: int = 0,
     ports: Sequence[PortMapping] = (),
-    address: str | None = None,
+    addresses: Sequence[str] = (),
     tap_owner: tuple[int, int] | None = None,
     deadline: Deadline,
 ) -> Attachment:
     """Give a machine a namespace in a network, with a tap for its VMM; all of it, or none and an error.
 
-    `address`: an IP address, with or without a prefix length. `tap_owner`: the (uid, gid) that may open the tap.
+    `number`: 0 for the machine's first network, which makes the namespace; the next ones get eth1, tap1, and so on in it.
+    `addresses`: at most an IPv4 and an IPv6 one, with or without a prefix length. `tap_owner`: the (uid, gid) that may open the tap.
     A record is written first. If undoing fails as well, it stays, and detach_network can be called again.
     Raises NotFoundError, ConflictError, UsageError, CniError, NetworkError, MissingProgramError, DeadlineError, HostError.
     """
     chosen = get_network(settings, network)
-    record = _plan_record(chosen, machine_id, ports, address)
+    record = _plan_record(chosen, machine_id, number, ports, addresses)
     cni.check_plugins(settings.bin_dirs, chosen.plugins)
     if chosen.needs_iptables():
         process.get_program("iptables")
     records.ensure_folders(settings, network)
     with _hold_network(settings, network, deadline):
-        if records.find_record(settings, machine_id) is not None:
+        if not chosen.path.exists():
+            raise NotFoundError(f"the network `{network}` has been removed")
+        if records.find_record(settings, record.key) is not None:
             raise ConflictError(f"the machine `{machine_id}` is attached to a network already")
         with hold_lock(records.ports_lock_path(settings), "the table of published ports", deadline=deadline):
-            check_ports(settings, record.ports, deadline)
+            record = msgspec.structs.replace(record, ports=choose_ports(settings, record.ports, deadline))
             records.save_record(settings, record)
         try:
-            return _set_up(settings, record, address, tap_owner, deadline)
+            return _set_up(settings, chosen, record, addresses, tap_owner, deadline)
         except BaseException as error:
             _undo(settings, record, error)
             raise
 
 
 def detach_network(settings: NetworkSettings, machine_id: MachineId, *, deadline: Deadline) -> None:
-    """Take a machine out of its network; nothing is left of it afterwards. Not attached is fine.
+    """Take a machine out of its networks; nothing is left of it afterwards. Not attached is fine.
 
     Works from the record alone: after a crash at any point, after a reboot, with the namespace gone. If a plugin fails, the
     others are still run, the record is kept, and the call can be repeated.
     Raises CniError, NetworkError, MissingProgramError, DeadlineError, BusyError, HostError.
     """
-    record = records.find_record(settings, machine_id)
-    if record is None:
-        return
-    records.ensure_folders(settings, record.network)
-    with _hold_network(settings, record.network, deadline):
-        record = records.find_record(settings, machine_id)
-        if record is not None:
-            _take_down(settings, record, deadline)
+    failures: list[FirebuildError] = []
+    for key in reversed(records.list_records(settings, machine_id)):
+        record = records.find_record(settings, key)
+        if record is None:
+            continue
+        records.ensure_folders(settings, record.network)
+        try:
+            with _hold_network(settings, record.network, deadline):
+                record = records.find_record(settings, key)
+                if record is not None:
+                    _take_down(settings, record, deadline)
+        except FirebuildError as error:
+            failures.append(error)
+    if failures:
+        raise _combine(failures)
 
 
-def find_attachment(settings: NetworkSettings, machine_id: MachineId) -> Attachment | None:
-    """A machine's attachment, or None if there is none or it is not whole."""
-    record = records.find_record(settings, machine_id)
-    return record.attachment if record is not None else None
+def find_attachments(settings: NetworkSettings, machine_id: MachineId) -> list[Attachment]:
+    """A machine's attachments that are whole, in order: the first is eth0."""
+    found = [record.attachment for record in records.find_records(settings, machine_id)]
+    return [attachment for attachment in found if attachment is not None]
 
 
-def list_attachments(settings: NetworkSettings) -> list[str]:
-    """The ids of all machines that have a record, whole or not, sorted."""
-    return records.list_records(settings)
+def list_attachments(settings: NetworkSettings, network: str | None = None) -> list[str]:
+    """The ids of all machines that have a record, whole or not, sorted; or of those that have one in that network."""
+    keys = records.list_records(settings)
+    if network is not None:
+        found = [records.find_record(settings, key) for key in keys]
+        keys = [record.key for record in found if record is not None and record.network == network]
+    return sorted({key.partition(".")[0] for key in keys})
 
 
 def _hold_network(settings: NetworkSettings, network: str, deadline: Deadline) -> AbstractContextManager[None]:
     return hold_lock(records.lock_path(settings, network), f"the network `{network}`", deadline=deadline)
 
 
-def _plan_record(network: Network, machine_id: MachineId, ports: Sequence[PortMapping], address: str | None) -> Record:
+def _plan_record(
+    network: Network, machine_id: MachineId, number: int, ports: Sequence[PortMapping], addresses: Sequence[str]
+) -> Record:
     """What is to be done, or an error before anything is done."""
     if ports and not network.has_capability("portMappings"):
         raise NetworkError(
             f"the network `{network.name}` cannot publish ports",
-            hint="add the `portmap` plugin with the capability `portMappings` to its configuration",
+            hint="an internal network publishes none: name another one first"
+            if network.options.internal
+            else "add the `portmap` plugin with the capability `portMappings` to its configuration",
         )
-    ips, arguments = _plan_address(network, address) if address is not None else ([], "")
+    ips, arguments = _plan_addresses(network, addresses)
     return Record(
         machine_id=machine_id,
         network=network.name,
@@ -124,7 +142,19 @@ def _plan_record(network: Network, machine_id: MachineId, ports: Sequence[PortMa
         ports=list(ports),
         ips=ips,
         arguments=arguments,
+        number=number,
     )
+
+
+def _plan_addresses(network: Network, texts: Sequence[str]) -> tuple[list[str], str]:
+    plans = [_plan_address(network, text) for text in texts]
+    arguments = [argument for _, argument in plans if argument]
+    if len(arguments) > 1:
+        raise NetworkError(
+            f"the network `{network.name}` cannot give a machine two addresses of its choice",
+            hint="declare the capability `ips` in its configuration, with an IPAM plugin that has it",
+        )
+    return [ip for ips, _ in plans for ip in ips], "".join(arguments)
 
 
 def _plan_address(network: Network, text: str) -> tuple[list[str], str]:
@@ -156,33 +186,39 @@ def _invocation(settings: NetworkSettings, record: Record) -> cni.Invocation:
         netns_path=str(netns.netns_path(record.netns)),
         bin_dirs=settings.bin_dirs,
         runtime=cni.RuntimeArguments(ports=tuple(record.ports), ips=tuple(record.ips)),
+        interface=record.interface,
         arguments=record.arguments,
     )
 
 
 def _set_up(
     settings: NetworkSettings,
+    network: Network,
     record: Record,
-    address: str | None,
+    addresses: Sequence[str],
     tap_owner: tuple[int, int] | None,
     deadline: Deadline,
 ) -> Attachment:
-    path = netns.create_netns(record.netns)
-    netns.run_in_netns(record.netns, tap.quiet_namespace)
+    if record.number == 0:
+        netns.create_netns(record.netns)
+        netns.run_in_netns(record.netns, tap.quiet_namespace)
     invocation = _invocation(settings, record)
     result: dict[str, Any] = {}
     for index, plugin in enumerate(record.plugins):
-        records.save_progress(settings, record.machine_id, Progress(result or None))
+        records.save_progress(settings, record.key, Progress(result or None))
         answer = cni.add_plugin(invocation, plugin, result or None, deadline)
         # A result is kept for DEL only if it still says what the plugins before it need then: the addresses.
         if index == len(record.plugins) - 1 or _known_addresses(record.network, result):
             parse_result(record.network, answer)
         result = answer
-    records.save_progress(settings, record.machine_id, Progress(result))
+    records.save_progress(settings, record.key, Progress(result))
     interface = parse_result(record.network, result)
-    if address is not None:
+    for address in addresses:
         _check_address(record.network, interface, address)
-    link = netns.run_in_netns(record.netns, lambda: tap.join_tap(cni.INTERFACE, TAP, owner=tap_owner))
+    _check_families(record, interface)
+    if network.options.isolated:
+        _isolate(network, interface)
+    link = netns.run_in_netns(record.netns, lambda: tap.join_tap(record.interface, record.tap, owner=tap_owner))
     if record.ports:
         rules.accept_published(record.machine_id, interface.addresses, deadline)
     names, warnings = _load_names(interface)
@@ -190,13 +226,13 @@ def _set_up(
         machine_id=record.machine_id,
         network=record.network,
         netns=record.netns,
-        netns_path=str(path),
-        interface=cni.INTERFACE,
-        tap=TAP,
+        netns_path=str(netns.netns_path(record.netns)),
+        interface=record.interface,
+        tap=record.tap,
         mac=link.mac,
         addresses=interface.addresses,
-        gateway=interface.gateway,
-        gateway6=interface.gateway6,
+        gateway=None if network.options.internal else interface.gateway,
+        gateway6=None if network.options.internal else interface.gateway6,
         mtu=link.mtu,
         nameservers=names.nameservers,
         search=names.search,
@@ -205,9 +241,10 @@ def _set_up(
         ports=record.ports,
         cni_version=record.cni_version,
         warnings=warnings,
+        number=record.number,
     )
     records.save_record(settings, msgspec.structs.replace(record, result=result, attachment=attachment))
-    records.delete_progress(settings, record.machine_id)
+    records.delete_progress(settings, record.key)
     return attachment
 
 
@@ -217,6 +254,27 @@ def _check_address(network: str, interface: Interface, address: str) -> None:
         raise NetworkError(
             f"the network `{network}` gave the machine {given[0]} instead of the address `{address}` that was asked for"
         )
+
+
+def _check_families(record: Record, interface: Interface) -> None:
+    """A port on an IPv6 address of the host leads to an IPv6 address of the guest: plugins pass over others without a word."""
+    versions = {ipaddress.ip_interface(each).version for each in interface.addresses}
+    for port in record.ports:
+        if port.host_address and ipaddress.ip_address(port.host_address).version not in versions:
+            raise NetworkError(
+                f"the port {port} cannot be published: the network `{record.network}` has no such addresses",
+                hint="an IPv6 address of the host needs a network with IPv6",
+            )
+
+
+def _isolate(network: Network, interface: Interface) -> None:
+    """Keep the machine from all others on its bridge; the kernel's own word that it is so."""
+    if network.bridge is None or not interface.host_interface:
+        raise NetworkError(f"the network `{network.name}` cannot isolate machines: it has no bridge")
+    link = netlink.get_link(interface.host_interface)
+    netlink.isolate_bridge_port(link)
+    if not netlink.is_isolated(link.name):
+        raise NetworkError(f"the network `{network.name}`: the kernel did not isolate the bridge's port `{link.name}`")
 
 
 def _load_names(interface: Interface) -> tuple[Names, list[str]]:
@@ -244,7 +302,7 @@ def _undo(settings: NetworkSettings, record: Record, error: BaseException) -> No
 
 def _take_down(settings: NetworkSettings, record: Record, deadline: Deadline) -> None:
     machine_id = record.machine_id
-    progress = records.find_progress(settings, machine_id)
+    progress = records.find_progress(settings, record.key)
     # Something went wrong before: then plugins may still run, or may be unable to find all that they made.
     unclean = progress is not None or record.attachment is None
     if unclean and not kill_marked_processes("CNI_CONTAINERID", machine_id):
@@ -254,8 +312,8 @@ def _take_down(settings: NetworkSettings, record: Record, deadline: Deadline) ->
         # Plugins do more when there is a namespace to look into: an empty one stands in.
         netns.delete_netns(record.netns)
         netns.create_netns(record.netns)
-    unclean = unclean or not netns.run_in_netns(record.netns, _has_interface)
-    records.save_progress(settings, machine_id, Progress(result))
+    unclean = unclean or not netns.run_in_netns(record.netns, lambda: _has_interface(record.interface))
+    records.save_progress(settings, record.key, Progress(result))
     failures = _delete_all(_invocation(settings, record), record, result, deadline)
     if record.ports:
         rules.remove_accept_published(machine_id, _known_addresses(record.network, result), deadline)
@@ -263,8 +321,9 @@ def _take_down(settings: NetworkSettings, record: Record, deadline: Deadline) ->
         raise _combine(failures)
     if unclean:
         rules.sweep_rules(machine_id, deadline)
-    netns.delete_netns(record.netns)
-    records.delete_record(settings, machine_id)
+    if records.list_records(settings, machine_id) == [record.key]:
+        netns.delete_netns(record.netns)
+    records.delete_record(settings, record.key)
 
 
 def _known_addresses(network: str, result: dict[str, Any] | None) -> list[str]:
@@ -302,9 +361,9 @@ def _combine(failures: list[FirebuildError]) -> FirebuildError:
     return first
 
 
-def _has_interface() -> bool:
+def _has_interface(wanted: str) -> bool:
     """Whether the plugins' interface is in this thread's namespace: from it they read what to undo."""
-    return any(name == cni.INTERFACE for _, name in socket.if_nameindex())
+    return any(name == wanted for _, name in socket.if_nameindex())
 
 
 def _is_mounted(path: Path) -> bool:

@@ -17,7 +17,6 @@ from firebuild.host.marked import kill_marked_processes
 from firebuild.names import PortMapping
 
 PLUGIN_TIMEOUT_S = 60.0
-INTERFACE = "eth0"
 _SHOWN_OUTPUT = 2000
 _PACKAGE_HINT = "run: apt-get install containernetworking-plugins"
 
@@ -45,6 +44,7 @@ class Invocation(msgspec.Struct, frozen=True):
     netns_path: str
     bin_dirs: tuple[Path, ...]
     runtime: RuntimeArguments
+    interface: str = "eth0"
     arguments: str = ""
 
 
@@ -141,7 +141,7 @@ def _run(
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": invocation.container_id,
         "CNI_NETNS": invocation.netns_path,
-        "CNI_IFNAME": INTERFACE,
+        "CNI_IFNAME": invocation.interface,
         "CNI_PATH": os.pathsep.join(str(folder) for folder in invocation.bin_dirs),
     }
     if invocation.arguments:

@@ -17,7 +17,7 @@ TAP_PLUGIN = "tc-redirect-tap"
 CONFIG_SIZE_MAX = 1 << 20
 _VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 # The specification's own pattern for names; it also makes a name safe as a file name.
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
+NAME_PATTERN = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 _SUFFIXES = (".conflist", ".conf", ".json")
 
 
@@ -26,11 +26,25 @@ class NetworkSettings(msgspec.Struct, frozen=True):
 
     `bin_dirs`: plugin programs, the first match wins. `conf_dirs`: the user's configurations; the two that firebuild
     ships come after them, so that a user's network of the same name wins. `cache_dir`: records of attachments, and locks.
+    `own_dir`: what `network create` made; read after the user's.
     """
 
     bin_dirs: tuple[Path, ...]
     conf_dirs: tuple[Path, ...]
     cache_dir: Path
+    own_dir: Path | None = None
+
+
+class NetworkOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a configuration may say to firebuild, under its key `firebuild`. CNI leaves unknown keys alone.
+
+    `internal`: no way out of the network. `isolated`: its machines cannot reach each other. `created_ns`: Unix time.
+    """
+
+    internal: bool = False
+    isolated: bool = False
+    labels: dict[str, str] = {}
+    created_ns: int = 0
 
 
 class Network(msgspec.Struct, frozen=True):
@@ -45,6 +59,7 @@ class Network(msgspec.Struct, frozen=True):
     plugins: list[dict[str, Any]]
     bundled: bool = False
     wants_tap: bool = False
+    options: NetworkOptions = NetworkOptions()
 
     @property
     def plugin_types(self) -> list[str]:
@@ -88,7 +103,7 @@ def parse_network(text: str | bytes, path: Path, *, bundled: bool = False) -> Ne
     if not isinstance(document, dict):
         raise _invalid(path, "it is not a JSON object")
     name = document.get("name")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
         raise _invalid(path, "`name` is missing, or not letters, digits, `_`, `.`, `-`")
     version = document.get("cniVersion")
     if version not in _VERSIONS:
@@ -98,7 +113,7 @@ def parse_network(text: str | bytes, path: Path, *, bundled: bool = False) -> Ne
         if not isinstance(plugins, list):
             raise _invalid(path, "`plugins` is not a list")
     else:
-        plugins = [{key: value for key, value in document.items() if key not in ("name", "cniVersion")}]
+        plugins = [{key: value for key, value in document.items() if key not in ("name", "cniVersion", "firebuild")}]
     for number, plugin in enumerate(plugins):
         _check_plugin(path, number, plugin)
     wants_tap = bool(plugins) and plugins[-1]["type"] == TAP_PLUGIN
@@ -108,14 +123,18 @@ def parse_network(text: str | bytes, path: Path, *, bundled: bool = False) -> Ne
         raise _invalid(path, "`plugins` is empty")
     if any(plugin["type"] == TAP_PLUGIN for plugin in plugins):
         raise _invalid(path, f"`{TAP_PLUGIN}` is not its last plugin")
-    return Network(name, version, path, plugins, bundled, wants_tap)
+    try:
+        options = msgspec.convert(document.get("firebuild", {}), NetworkOptions)
+    except msgspec.ValidationError as error:
+        raise _invalid(path, f"`firebuild`: {error}") from None
+    return Network(name, version, path, plugins, bundled, wants_tap, options)
 
 
 def _check_plugin(path: Path, number: int, plugin: object) -> None:
     if not isinstance(plugin, dict):
         raise _invalid(path, f"plugin {number} is not a JSON object")
     kind = plugin.get("type")
-    if not isinstance(kind, str) or not _NAME.fullmatch(kind):
+    if not isinstance(kind, str) or not NAME_PATTERN.fullmatch(kind):
         raise _invalid(path, f"plugin {number} has no `type`, or one that is not a program's name")
     capabilities = plugin.get("capabilities", {})
     if not isinstance(capabilities, dict):
@@ -180,6 +199,8 @@ def list_networks(settings: NetworkSettings) -> list[Network]:
 def _config_files(settings: NetworkSettings) -> Iterator[tuple[Path, bool]]:
     bundled = find_bundled("conflists")
     folders = [(folder, False) for folder in settings.conf_dirs]
+    if settings.own_dir is not None:
+        folders.append((settings.own_dir, False))
     if bundled is not None:
         folders.append((bundled, True))
     for folder, is_bundled in folders:

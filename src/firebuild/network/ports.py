@@ -6,7 +6,9 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import msgspec
 
 from firebuild.errors import ConflictError, NetworkError
 from firebuild.host.deadline import Deadline
@@ -17,35 +19,56 @@ from firebuild.network.rules import list_translated_ports
 
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _LISTEN = "0A"
+_ATTEMPTS = 1000
 
 
-def check_ports(settings: NetworkSettings, ports: Sequence[PortMapping], deadline: Deadline) -> None:
-    """Raises ConflictError naming who has a port; NetworkError for an address that is not this host's.
+def choose_ports(settings: NetworkSettings, ports: Sequence[PortMapping], deadline: Deadline) -> list[PortMapping]:
+    """The mappings as they can be published now: where one names no host port, with one that is free.
+
+    Raises ConflictError naming who has a port; NetworkError for an address that is not this host's.
 
     Asked are the request itself, the records of other machines, the packet filter (machines of other profiles, and
     containers), and the kernel, by binding. Somebody may still take a port right afterwards.
     """
-    for index, port in enumerate(ports):
-        if any(overlaps(port, other) for other in ports[:index]):
+    named = [port for port in ports if port.host_port]
+    for index, port in enumerate(named):
+        if any(overlaps(port, other) for other in named[:index]):
             raise ConflictError(f"the host port {_name(port)} is published twice in one request")
     if not ports:
-        return
-    for machine_id in list_records(settings):
-        record = find_record(settings, machine_id)
+        return []
+    others = list(_list_published(settings, deadline))
+    for taken, owner in others:
+        for port in named:
+            if overlaps(port, taken):
+                raise ConflictError(
+                    f"the host port {_name(port)} is already published by {owner}", hint="choose another host port"
+                )
+    chosen: list[PortMapping] = []
+    for port in ports:
+        if port.host_port:
+            _bind(port)
+            chosen.append(port)
+        else:
+            chosen.append(_choose_port(port, [*chosen, *named, *(taken for taken, _ in others)]))
+    return chosen
+
+
+def _list_published(settings: NetworkSettings, deadline: Deadline) -> Iterator[tuple[PortMapping, str]]:
+    for key in list_records(settings):
+        record = find_record(settings, key)
         for taken in record.ports if record is not None else []:
-            _refuse_overlap(ports, taken, f"the machine `{machine_id}`")
+            yield taken, f"the machine `{key.partition('.')[0]}`"
     for taken, owner in list_translated_ports(deadline):
-        _refuse_overlap(ports, taken, f"`{owner}`")
-    for port in ports:
-        _try_bind(port)
+        yield taken, f"`{owner}`"
 
 
-def _refuse_overlap(ports: Sequence[PortMapping], taken: PortMapping, owner: str) -> None:
-    for port in ports:
-        if overlaps(port, taken):
-            raise ConflictError(
-                f"the host port {_name(port)} is already published by {owner}", hint="choose another host port"
-            )
+def _choose_port(port: PortMapping, others: Sequence[PortMapping]) -> PortMapping:
+    """The mapping with a host port that the kernel calls free and none of the others has. Raises NetworkError."""
+    for _ in range(_ATTEMPTS):
+        chosen = msgspec.structs.replace(port, host_port=_bind(port))
+        if not any(overlaps(chosen, other) for other in others):
+            return chosen
+    raise NetworkError(f"no free host port was found for {port}", hint="name one")
 
 
 def overlaps(one: PortMapping, other: PortMapping) -> bool:
@@ -65,7 +88,8 @@ def _name(port: PortMapping) -> str:
     return f"{address}:{port.host_port}/{port.protocol}" if address else f"{port.host_port}/{port.protocol}"
 
 
-def _try_bind(port: PortMapping) -> None:
+def _bind(port: PortMapping) -> int:
+    """The number that the kernel lets a program listen on: the host port, or any where that is 0."""
     address = port.host_address or "0.0.0.0"
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, _KINDS[port.protocol]) as probe:
@@ -76,6 +100,8 @@ def _try_bind(port: PortMapping) -> None:
             probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
             probe.bind((address, port.host_port))
+            number: int = probe.getsockname()[1]
+            return number
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 owner = find_listener(port.protocol, port.host_port) or "another program"

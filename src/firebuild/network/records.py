@@ -21,7 +21,8 @@ class Attachment(msgspec.Struct, frozen=True):
 
     `netns`: the namespace's name, `netns_path`: where it is mounted; in it are `interface` (the CNI plugins' own) and `tap` (the
     VMM's). The guest takes `mac`, `addresses` (CIDR form, IPv4 first), `gateway`, `gateway6`, `mtu` (bytes) and the names.
-    `host_interface`: the veth's end on the host, empty if there is none. `warnings`: sentences for the user.
+    `host_interface`: the veth's end on the host, empty if there is none. `warnings`: sentences for the user. `number`: 0 for
+    the machine's first network (eth0, tap0), and so on.
     """
 
     machine_id: MachineId
@@ -42,6 +43,7 @@ class Attachment(msgspec.Struct, frozen=True):
     ports: list[PortMapping]
     cni_version: str
     warnings: list[str] = []
+    number: int = 0
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -60,7 +62,23 @@ class Record(msgspec.Struct, frozen=True):
     arguments: str
     result: dict[str, Any] | None = None
     attachment: Attachment | None = None
+    number: int = 0
     version: int = RECORD_VERSION
+
+    @property
+    def key(self) -> str:
+        """What its files are called by."""
+        return record_key(self.machine_id, self.number)
+
+    @property
+    def interface(self) -> str:
+        """The interface's name in the namespace, and the guest's."""
+        return f"eth{self.number}"
+
+    @property
+    def tap(self) -> str:
+        """The tap's name in the namespace."""
+        return f"tap{self.number}"
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -69,16 +87,21 @@ class Progress(msgspec.Struct, frozen=True):
     result: dict[str, Any] | None = None
 
 
+def record_key(machine_id: str, number: int) -> str:
+    """What the files of a machine's attachment are called by: the id, for a further network with its number."""
+    return f"{machine_id}.{number}" if number else machine_id
+
+
 def _folder(settings: NetworkSettings) -> Path:
     return settings.cache_dir / "attachments"
 
 
-def _record_path(settings: NetworkSettings, machine_id: str) -> Path:
-    return _folder(settings) / f"{machine_id}.json"
+def _record_path(settings: NetworkSettings, key: str) -> Path:
+    return _folder(settings) / f"{key}.json"
 
 
-def _progress_path(settings: NetworkSettings, machine_id: str) -> Path:
-    return _folder(settings) / f"{machine_id}.progress"
+def _progress_path(settings: NetworkSettings, key: str) -> Path:
+    return _folder(settings) / f"{key}.progress"
 
 
 def lock_path(settings: NetworkSettings, network: str) -> Path:
@@ -91,9 +114,15 @@ def ports_lock_path(settings: NetworkSettings) -> Path:
     return settings.cache_dir / "locks" / "_ports" / "lock"  # no network's name starts with `_`
 
 
+def networks_lock_path(settings: NetworkSettings) -> Path:
+    """The lock under which networks are made."""
+    return settings.cache_dir / "locks" / "_networks" / "lock"
+
+
 def ensure_folders(settings: NetworkSettings, network: str) -> None:
     """Make the folders for records and for the locks that a network needs. Raises HostError."""
-    for folder in (_folder(settings), lock_path(settings, network).parent, ports_lock_path(settings).parent):
+    locks = (lock_path(settings, network), ports_lock_path(settings), networks_lock_path(settings))
+    for folder in (_folder(settings), *(lock.parent for lock in locks)):
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -102,12 +131,12 @@ def ensure_folders(settings: NetworkSettings, network: str) -> None:
 
 def save_record(settings: NetworkSettings, record: Record) -> None:
     """Write a record, durably. Raises HostError, DiskFullError."""
-    write_atomic(_record_path(settings, record.machine_id), msgspec.json.encode(record))
+    write_atomic(_record_path(settings, record.key), msgspec.json.encode(record))
 
 
-def find_record(settings: NetworkSettings, machine_id: str) -> Record | None:
-    """A machine's record, or None. Raises NetworkError if it cannot be understood."""
-    path = _record_path(settings, machine_id)
+def find_record(settings: NetworkSettings, key: str) -> Record | None:
+    """The record of that key, or None. Raises NetworkError if it cannot be understood."""
+    path = _record_path(settings, key)
     try:
         record = msgspec.json.decode(path.read_bytes(), type=Record)
     except FileNotFoundError:
@@ -122,32 +151,44 @@ def find_record(settings: NetworkSettings, machine_id: str) -> Record | None:
     return record
 
 
-def delete_record(settings: NetworkSettings, machine_id: str) -> None:
+def delete_record(settings: NetworkSettings, key: str) -> None:
     """Forget an attachment, durably. Raises HostError."""
-    path = _record_path(settings, machine_id)
+    path = _record_path(settings, key)
     try:
-        _progress_path(settings, machine_id).unlink(missing_ok=True)
+        _progress_path(settings, key).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         sync_folder(path.parent)
     except OSError as error:
         raise map_os_error(error, f"removing `{path}`") from error
 
 
-def list_records(settings: NetworkSettings) -> list[str]:
-    """The machine ids that have a record, sorted."""
+def list_records(settings: NetworkSettings, machine_id: str | None = None) -> list[str]:
+    """The keys of all records, or of a machine's, sorted: a machine's in the order in which it was attached."""
     try:
-        return sorted(
-            path.stem for path in _folder(settings).iterdir() if path.suffix == ".json" and path.name[0] != "."
-        )
+        keys = [path.stem for path in _folder(settings).iterdir() if path.suffix == ".json" and path.name[0] != "."]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise map_os_error(error, f"reading the folder `{_folder(settings)}`") from error
+    if machine_id is not None:
+        keys = [key for key in keys if key.partition(".")[0] == machine_id]
+    return sorted(keys, key=_order)
 
 
-def save_progress(settings: NetworkSettings, machine_id: str, progress: Progress) -> None:
+def _order(key: str) -> tuple[str, int]:
+    machine_id, _, number = key.partition(".")
+    return machine_id, int(number) if number.isdecimal() else 0
+
+
+def find_records(settings: NetworkSettings, machine_id: str) -> list[Record]:
+    """A machine's records, in the order in which it was attached. Raises NetworkError if one cannot be understood."""
+    found = [find_record(settings, key) for key in list_records(settings, machine_id)]
+    return [record for record in found if record is not None]
+
+
+def save_progress(settings: NetworkSettings, key: str, progress: Progress) -> None:
     """Note that plugins run, and how far they got. Raises HostError, DiskFullError."""
-    path = _progress_path(settings, machine_id)
+    path = _progress_path(settings, key)
     temporary = path.with_suffix(".progress.tmp")
     try:
         temporary.write_bytes(msgspec.json.encode(progress))
@@ -157,23 +198,23 @@ def save_progress(settings: NetworkSettings, machine_id: str, progress: Progress
         raise map_os_error(error, f"writing `{path}`") from error
 
 
-def find_progress(settings: NetworkSettings, machine_id: str) -> Progress | None:
+def find_progress(settings: NetworkSettings, key: str) -> Progress | None:
     """The progress note, or None. One that a power cut spoilt tells only that plugins ran."""
     try:
-        data = _progress_path(settings, machine_id).read_bytes()
+        data = _progress_path(settings, key).read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise map_os_error(error, f"reading the progress of `{machine_id}`") from error
+        raise map_os_error(error, f"reading the progress of `{key}`") from error
     try:
         return msgspec.json.decode(data, type=Progress)
     except msgspec.MsgspecError:
         return Progress()
 
 
-def delete_progress(settings: NetworkSettings, machine_id: str) -> None:
+def delete_progress(settings: NetworkSettings, key: str) -> None:
     """Note that no plugin runs any more. Raises HostError."""
     try:
-        _progress_path(settings, machine_id).unlink(missing_ok=True)
+        _progress_path(settings, key).unlink(missing_ok=True)
     except OSError as error:
-        raise map_os_error(error, f"removing the progress of `{machine_id}`") from error
+        raise map_os_error(error, f"removing the progress of `{key}`") from error

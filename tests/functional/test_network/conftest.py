@@ -48,6 +48,7 @@ class Host:
             bin_dirs=(self.plugins, *BIN_DIRS),
             conf_dirs=(self.folder / "net.d",),
             cache_dir=self.folder / "state" / "cni",
+            own_dir=self.folder / "state" / "networks",
         )
 
     def write_network(self, name: str, plugins: list[dict[str, Any]], version: str = "1.0.0") -> None:

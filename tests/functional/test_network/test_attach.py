@@ -14,7 +14,7 @@ from firebuild.errors import CniError, ConflictError, MissingProgramError, Netwo
 from firebuild.host.deadline import Deadline
 from firebuild.names import parse_port_mappings
 from firebuild.network import cni
-from firebuild.network.attach import attach_network, find_attachment, list_attachments
+from firebuild.network.attach import attach_network, find_attachments, list_attachments
 from tests.support.network_guest import ip
 
 from .conftest import Host
@@ -27,7 +27,7 @@ def test_nothing_is_left_of_an_attachment(host: Host, network: str) -> None:
     attachment = host.attach(network, ports=ports)
     assert host.snapshot() != before
     assert list_attachments(host.settings) == [attachment.machine_id]
-    assert find_attachment(host.settings, attachment.machine_id) == attachment
+    assert find_attachments(host.settings, attachment.machine_id) == [attachment]
     host.detach(attachment.machine_id)
     assert host.snapshot() == before
     assert list_attachments(host.settings) == []
@@ -106,18 +106,20 @@ def test_a_single_configuration_is_wrapped(host: Host) -> None:
 
 def test_a_static_address(host: Host) -> None:
     before = host.warm_up()
-    attachment = host.attach(address="192.168.127.77")
+    attachment = host.attach(addresses=["192.168.127.77"])
     assert attachment.addresses == ["192.168.127.77/24"]
     with pytest.raises(CniError, match=r"`bridge` failed on ADD: .*192\.168\.127\.77"):
-        host.attach(address="192.168.127.77")
+        host.attach(addresses=["192.168.127.77"])
     host.detach(attachment.machine_id)
-    assert host.attach(address="192.168.127.77/24", machine_id=attachment.machine_id).addresses == attachment.addresses
+    assert (
+        host.attach(addresses=["192.168.127.77/24"], machine_id=attachment.machine_id).addresses == attachment.addresses
+    )
     host.detach(attachment.machine_id)
     assert host.snapshot() == before
     with pytest.raises(NetworkError, match="not in the network"):
-        host.attach(address="10.0.0.7")
+        host.attach(addresses=["10.0.0.7"])
     with pytest.raises(UsageError, match="`seven` is not an IP address"):
-        host.attach(address="seven")
+        host.attach(addresses=["seven"])
     assert host.snapshot() == before
 
 
@@ -125,7 +127,7 @@ def test_a_static_address_without_the_capability(host: Host) -> None:
     plugins = host.bundled_plugins("machines")
     del plugins[0]["capabilities"]
     host.write_network("machines", plugins)
-    assert host.attach(address="192.168.127.78").addresses == ["192.168.127.78/24"]
+    assert host.attach(addresses=["192.168.127.78"]).addresses == ["192.168.127.78/24"]
 
 
 def test_a_network_that_cannot_publish(host: Host) -> None:
@@ -197,7 +199,7 @@ def test_a_machine_is_attached_once(host: Host) -> None:
     attachment = host.attach()
     with pytest.raises(ConflictError, match="is attached to a network already"):
         host.attach(machine_id=attachment.machine_id)
-    assert find_attachment(host.settings, attachment.machine_id) == attachment
+    assert find_attachments(host.settings, attachment.machine_id) == [attachment]
 
 
 def test_an_interrupt_undoes_everything(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

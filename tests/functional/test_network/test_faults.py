@@ -229,7 +229,9 @@ machine_id, network, point, number, when = sys.argv[2:]
 verb, module, function = point.split(".") if point else ("", "", "")
 def attach_it():
     ports = parse_port_mappings("6399:6379")
-    attach.attach_network(settings, machine_id=machine_id, network=network, ports=ports, deadline=Deadline(100, "attach"))
+    for order, name in enumerate(network.split(",")):
+        attach.attach_network(settings, machine_id=machine_id, network=name, number=order, ports=() if order else ports,
+                              deadline=Deadline(100, "attach"))
 def detach_it():
     attach.detach_network(settings, machine_id, deadline=Deadline(100, "detach"))
 def arm():

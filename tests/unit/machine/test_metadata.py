@@ -39,7 +39,7 @@ def leaves(value: Any) -> list[Any]:
 
 
 def test_the_metadata_has_the_seeds_keys_and_only_strings(attachment: Attachment) -> None:
-    document = plan_metadata(SPEC, attachment)
+    document = plan_metadata(SPEC, [attachment])
     assert set(document) == {
         "VMMID", "ImageTag", "LocalHostname", "EntrypointJSON", "Env", "Users", "Drives", "Machine", "Network",
     }  # fmt: skip
@@ -60,11 +60,11 @@ def test_the_metadata_has_the_seeds_keys_and_only_strings(attachment: Attachment
 def test_more_metadata_than_the_service_holds_is_refused() -> None:
     spec = msgspec.structs.replace(SPEC, env={"BIG": "x" * 60000})
     with pytest.raises(UsageError, match="the metadata service holds 51200"):
-        plan_metadata(spec, None)
+        plan_metadata(spec, [])
 
 
 def test_with_mmds_the_boot_document_holds_no_metadata(attachment: Attachment) -> None:
-    document = plan_boot_document(SPEC, attachment)
+    document = plan_boot_document(SPEC, [attachment])
     assert document["metadata"] is None
     assert document["mmds"] == {"address": "169.254.169.254", "interface": "eth0"}
     assert document["root"] == {"mode": "overlay", "lower": "vda", "upper": "vdb"}
@@ -73,13 +73,13 @@ def test_with_mmds_the_boot_document_holds_no_metadata(attachment: Attachment) -
 
 def test_without_mmds_the_same_object_comes_in_the_boot_document(attachment: Attachment) -> None:
     spec = msgspec.structs.replace(SPEC, mmds=False)
-    document = plan_boot_document(spec, attachment)
+    document = plan_boot_document(spec, [attachment])
     assert document["mmds"] is None
-    assert document["metadata"] == plan_metadata(spec, attachment)
+    assert document["metadata"] == plan_metadata(spec, [attachment])
 
 
 def test_a_build_machine_has_neither_root_nor_metadata() -> None:
-    document = plan_boot_document(msgspec.structs.replace(SPEC, kind="build"), None)
+    document = plan_boot_document(msgspec.structs.replace(SPEC, kind="build"), [])
     assert (document["root"], document["metadata"], document["mmds"]) == (None, None, None)
     assert document["start_entrypoint"] is False
 
@@ -96,8 +96,8 @@ def test_what_is_no_signal_is_refused(text: str) -> None:
 
 
 def test_the_boot_document_says_who_is_pid_1(attachment: Attachment) -> None:
-    assert plan_boot_document(SPEC, attachment)["init"] == "direct"
-    assert plan_boot_document(msgspec.structs.replace(SPEC, init="system"), attachment)["init"] == "system"
+    assert plan_boot_document(SPEC, [attachment])["init"] == "direct"
+    assert plan_boot_document(msgspec.structs.replace(SPEC, init="system"), [attachment])["init"] == "system"
 
 
 @pytest.mark.parametrize(
@@ -109,4 +109,22 @@ def test_the_boot_document_says_who_is_pid_1(attachment: Attachment) -> None:
     ],
 )
 def test_the_boot_document_says_when_the_entrypoint_is_started_again(policy: RestartPolicy, told: object) -> None:
-    assert plan_boot_document(msgspec.structs.replace(SPEC, restart=policy), None)["restart"] == told
+    assert plan_boot_document(msgspec.structs.replace(SPEC, restart=policy), [])["restart"] == told
+
+
+def test_of_several_networks_the_first_way_out_is_the_default_route(attachment: Attachment) -> None:
+    inner = msgspec.structs.replace(
+        attachment, network="inner", interface="eth0", mac="b6:00:00:00:00:01", gateway=None, gateway6=None,
+        nameservers=["10.0.0.1"],
+    )  # fmt: skip
+    second = msgspec.structs.replace(attachment, interface="eth1", number=1)
+    third = msgspec.structs.replace(attachment, interface="eth2", mac="b6:00:00:00:00:02", gateway="10.7.0.1", number=2)
+    document = plan_boot_document(SPEC, [inner, second, third])
+    assert [(each["name"], each["gateway"], each.get("gateway6")) for each in document["interfaces"]] == [
+        ("eth0", None, None), ("eth1", "192.168.127.1", "fd00::1"), ("eth2", None, None),
+    ]  # fmt: skip
+    assert document["dns"]["nameservers"] == ["192.0.2.53"]
+    interfaces = plan_metadata(SPEC, [inner, second])["Network"]["Interfaces"]
+    assert {mac: facts["CniNetworkName"] for mac, facts in interfaces.items()} == {
+        "b6:00:00:00:00:01": "inner", "b6:16:f2:3d:29:cf": "machines",
+    }  # fmt: skip

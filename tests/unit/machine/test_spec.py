@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from firebuild.errors import UsageError
-from firebuild.machine.spec import RestartPolicy, parse_restart_policy
+from firebuild.machine.spec import NetworkJoin, RestartPolicy, parse_network_join, parse_restart_policy
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,25 @@ def test_restart_policies(text: str, policy: RestartPolicy) -> None:
 def test_what_is_no_restart_policy(text: str) -> None:
     with pytest.raises(UsageError, match="not a restart policy"):
         parse_restart_policy(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "join"),
+    [
+        ("a", NetworkJoin("a")),
+        ("a:ip=10.1.2.3,ip6=fd00::3,alias=web,alias=www", NetworkJoin("a", ["10.1.2.3", "fd00::3"], ["web", "www"])),
+        ("name=a,ip=10.1.2.3", NetworkJoin("a", ["10.1.2.3"])),
+    ],
+)
+def test_networks_to_join(text: str, join: NetworkJoin) -> None:
+    assert parse_network_join(text) == join
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":ip=10.1.2.3", "a:ip=ten", "a:ip=fd00::3", "a:ip6=10.1.2.3", "a:mac=x", "a:name=b", "a:ip=", "a:alias=b c",
+     "a:ip=10.1.2.3,ip=10.1.2.4"],
+)  # fmt: skip
+def test_what_is_no_network_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_network_join(text)

@@ -65,7 +65,7 @@ def _status(record: MachineRecord) -> str:
 
 def _row(record: MachineRecord) -> list[str]:
     spec = record.spec
-    ports = ", ".join(str(port) for port in spec.ports)
+    ports = ", ".join(str(port) for port in record.ports)
     addresses = ", ".join(_addresses(record))
     return [
         spec.id, spec.name, spec.image, _status(record), format_age(record.created_at_ns), addresses or "-", ports or "-"
@@ -79,7 +79,7 @@ def _object(record: MachineRecord) -> dict[str, Any]:
         "running": record.effective_state in (State.RUNNING, State.PAUSED), "pid": progress.vmm.pid if progress.vmm else None,
         "created": format_time(record.created_at_ns), "started": format_time(progress.started_at_ns),
         "ip-address": next(iter(_addresses(record)), ""), "exit-code": progress.exit_code, "reason": record.reason,
-        "ports": [str(port) for port in spec.ports], "labels": dict(spec.labels), "profile": spec.profile,
+        "ports": [str(port) for port in record.ports], "labels": dict(spec.labels), "profile": spec.profile,
     }  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def _fields(record: MachineRecord) -> dict[str, Any]:
         "Command": " ".join([*entry.entrypoint, *entry.cmd]), "CreatedAt": format_time(record.created_at_ns),
         "RunningFor": age, "Address": "" if address == "-" else address, "Ports": "" if ports == "-" else ports,
         "Labels": ",".join(f"{key}={value}" for key, value in sorted(spec.labels.items())),
-        "Networks": spec.network or "", "Profile": spec.profile,
+        "Networks": ",".join(join.network for join in spec.networks), "Profile": spec.profile,
     }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,15 @@ from firebuild.cli.retired import RUN_OPTIONS, retired_options
 from firebuild.engine.core import Engine
 from firebuild.errors import DeadlineError, GuestError, UsageError
 from firebuild.host.deadline import Deadline
-from firebuild.machine.spec import DEFAULT_MEMORY_MIB, DEFAULT_NETWORK, parse_restart_policy
+from firebuild.machine.spec import (
+    DEFAULT_MEMORY_MIB,
+    DEFAULT_NETWORK,
+    NetworkJoin,
+    parse_address,
+    parse_alias,
+    parse_network_join,
+    parse_restart_policy,
+)
 from firebuild.names import parse_port_mappings, parse_size
 
 _SIGNAL_S = 5.0
@@ -49,12 +57,22 @@ _SIGNAL_S = 5.0
 @click.option(
     "--cni-network-name",
     "--network",
-    "network",
-    default=DEFAULT_NETWORK,
+    "networks",
+    multiple=True,
+    default=(DEFAULT_NETWORK,),
     show_default=True,
-    help="The CNI network, or none.",
+    metavar="NAME[:ip=ADDRESS][,ip6=ADDRESS][,alias=NAME]",
+    help="A network, or none; several times for eth0, eth1, and so on.",
 )
-@click.option("--ip-address", "address", help="A static address in that network.")
+@click.option("--ip-address", "--ip", "address", help="A static address in the first network.")
+@click.option("--ip6", "address6", help="A static IPv6 address in the first network.")
+@click.option(
+    "--network-alias",
+    "--net-alias",
+    "aliases",
+    multiple=True,
+    help="Another name for the machine in the first network.",
+)
 @click.option("--cpu", "--cpus", "cpus", type=int, default=1, show_default=True, help="Processors.")
 @click.option(
     "--mem",
@@ -122,8 +140,7 @@ def run(**options: Any) -> int:
         disk_size_bytes=parse_size(options["disk_size"], default_unit="m"),
         root_mode=options["root_mode"],
         init=options["init"],
-        network=None if options["network"] == "none" else options["network"],
-        address=options["address"],
+        networks=_plan_joins(options),
         ports=[mapping for text in options["ports"] for mapping in parse_port_mappings(text)],
         env=parse_environment(options["env_file"], options["env"]),
         ssh_keys=_load_keys(options["identity_file"]),
@@ -157,6 +174,23 @@ def run(**options: Any) -> int:
             click.echo(record.spec.id)
             return 0
         return _follow(engine, record.spec.id, remove=options["auto_remove"])
+
+
+def _plan_joins(options: Mapping[str, Any]) -> list[NetworkJoin]:
+    """The networks, with what further options say of the first. Raises UsageError."""
+    addresses = [parse_address(options["address"])] if options["address"] else []
+    addresses += [parse_address(options["address6"], version=6)] if options["address6"] else []
+    aliases = [parse_alias(alias) for alias in options["aliases"]]
+    if "none" in options["networks"]:
+        if len(options["networks"]) > 1 or addresses or aliases:
+            raise UsageError("--network none: then no other network, address or alias")
+        return []
+    joins = [parse_network_join(text) for text in options["networks"]]
+    first = joins[0]
+    if addresses and first.addresses:
+        raise UsageError("give the first network's address once: with --network or with --ip")
+    joins[0] = NetworkJoin(first.network, addresses or first.addresses, [*first.aliases, *aliases])
+    return joins
 
 
 @contextlib.contextmanager

@@ -1,0 +1,37 @@
+"""Real guests in networks of their own: several interfaces, one way out."""
+
+from __future__ import annotations
+
+from tests.support.cli import Cli
+from tests.vm.conftest import BASE
+
+
+def test_two_machines_in_networks_of_their_own(cli: Cli) -> None:
+    try:
+        _try_networks(cli)
+    finally:
+        cli.clean()
+        cli.ok("network", "prune")
+    assert "inner" not in cli.ok("network", "ls", "-q").split()
+
+
+def _try_networks(cli: Cli) -> None:
+    assert cli.ok("network", "create", "inner", "--internal", "--subnet", "10.201.7.0/24").strip() == "inner"
+    sleep = ("--from", BASE, "--", "sleep", "1000")
+    cli.ok("run", "-d", "--name", "net1", "--network", "inner:ip=10.201.7.70", "--network", "machines", *sleep)
+    cli.ok("run", "-d", "--name", "net2", "--network", "inner", *sleep)
+    assert "is named twice" in cli.refused("run", "--network", "inner", "--network", "inner", *sleep).stderr
+    routes = [line.split() for line in cli.ok("exec", "net1", "--", "cat", "/proc/net/route").splitlines()[1:]]
+    assert [route[0] for route in routes if route[1] == "00000000"] == ["eth1"]
+    assert {route[0] for route in routes} == {"eth0", "eth1"}
+    # The second machine has no way out, and reaches the first.
+    routes = [line.split() for line in cli.ok("exec", "net2", "--", "cat", "/proc/net/route").splitlines()[1:]]
+    assert "00000000" not in [route[1] for route in routes]
+    listen = "exec 3<>/dev/tcp/10.201.7.70/22 2>&1"
+    assert "refused" in cli.run("exec", "net2", "--", "bash", "-c", listen).stderr
+    interfaces = cli.json("inspect", "net1")["NetworkInterfaces"]
+    assert [each["StaticConfiguration"]["IPConfiguration"]["NetName"] for each in interfaces] == ["inner", "machines"]
+    assert interfaces[0]["Addresses"] == ["10.201.7.70/24"]
+    names = {machine["Name"] for machine in cli.json("network", "inspect", "inner")["Machines"].values()}
+    assert names == {"net1", "net2"}
+    assert "stop them first" in cli.refused("network", "rm", "inner").stderr
