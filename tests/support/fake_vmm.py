@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
 
-REQUEST, REPLY, ERROR, EVENT, STDOUT, EXIT = 0x01, 0x02, 0x03, 0x04, 0x11, 0x14
+REQUEST, REPLY, ERROR, EVENT, STDOUT, DATA, EXIT = 0x01, 0x02, 0x03, 0x04, 0x11, 0x13, 0x14
 _LONG_S = 86400.0
 
 
@@ -38,6 +38,9 @@ class Script:
     ignore_stop: bool = False
     console: str = "fake kernel: booting\n"
     end_on_signal: int = 0
+    # What every path of the guest is, and the tar that any `copy-out` gives, in hex; `-` behind it: the stream is cut off.
+    path_kind: str = "directory"
+    copy_out: str = ""
 
 
 def write_fake_vmm(path: Path, script: Script) -> Path:
@@ -123,6 +126,16 @@ class FakeGuest:
             self.send(stream, REPLY, {"pid": 7})
             self.send_bytes(stream, STDOUT, b"fake output\n")
             self.send(stream, EXIT, {"code": 3, "signal": None})
+        elif op == "path-stat":
+            kind = self.script.path_kind
+            self.send(stream, REPLY, {"kind": kind, "size": 0, "real_path": request["path"], "real_kind": kind})
+        elif op == "copy-out":
+            self.send(stream, REPLY, {"name": "/../../evil", "kind": "file"})
+            self.send_bytes(stream, DATA, bytes.fromhex(self.script.copy_out.rstrip("-")))
+            if self.script.copy_out.endswith("-"):
+                stream.close()
+                return
+            self.send_bytes(stream, DATA, b"")
         else:
             self.send(stream, ERROR, {"code": "unsupported-op", "message": f"a fake guest has no {op}"})
         stream.close()

@@ -214,7 +214,7 @@ fn default_cols() -> u16 {
     80
 }
 
-/// `copy-in` and `copy-out` on the control port.
+/// `copy-in`, `copy-out` and `path-stat` on the control port.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct CopyRequest {

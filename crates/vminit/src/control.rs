@@ -3,6 +3,7 @@
 use crate::copy;
 use crate::guest::{Guest, Order};
 use crate::launch::{prepare, Launch};
+use crate::path_stat;
 use crate::session;
 use crate::stream::FdStream;
 use crate::util::{refuse, start_thread_with};
@@ -68,6 +69,7 @@ fn serve_one(guest: &Arc<Guest>, stream: &mut FdStream) -> Result<(), TaskError>
         "exec" => exec(guest, &parse(request)?, stream),
         "copy-in" => copy_in(guest, &parse(request)?, stream),
         "copy-out" => copy_out(guest, &parse(request)?, stream),
+        "path-stat" => path_stat(guest, &parse(request)?, stream),
         "signal" => signal(guest, &parse(request)?, stream),
         "stop" => stop(guest, &parse(request)?, stream),
         "poweroff" => {
@@ -124,6 +126,11 @@ fn copy_in(guest: &Guest, request: &CopyRequest, stream: &mut FdStream) -> Resul
 fn copy_out(guest: &Guest, request: &CopyRequest, stream: &mut FdStream) -> Result<(), TaskError> {
     guest.profile()?;
     copy::copy_out(&request.path, stream)
+}
+
+fn path_stat(guest: &Guest, request: &CopyRequest, stream: &mut FdStream) -> Result<(), TaskError> {
+    guest.profile()?;
+    reply(stream, &path_stat::stat(&request.path)?)
 }
 
 fn signal(guest: &Guest, request: &SignalRequest, stream: &mut FdStream) -> Result<(), TaskError> {

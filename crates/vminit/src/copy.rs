@@ -16,6 +16,9 @@ const CHUNK: usize = 65_536;
 const MOST_ENTRIES: u64 = 10_000_000;
 const DEEPEST: usize = 256;
 
+/// What the kernel shows there is nobody's file: of a copy of the whole root these are empty folders.
+const KERNELS: [&[u8]; 3] = [b"./proc/", b"./sys/", b"./dev/"];
+
 /// Unpack a tar below a directory. Returns how many entries and how many bytes of file data it had.
 pub fn copy_in(path: &str, stream: &mut FdStream) -> Result<(u64, u64), TaskError> {
     if !path.starts_with('/') {
@@ -257,10 +260,14 @@ impl Read for DataReader<'_> {
 /// Send what stands at a path: REPLY, then a tar of it in DATA frames. A link is sent as a link.
 pub fn copy_out(path: &str, stream: &mut FdStream) -> Result<(), TaskError> {
     let trimmed = path.trim_end_matches('/');
-    let Some((parent, name)) = trimmed.rsplit_once('/').filter(|(_, name)| !matches!(*name, "" | "." | "..")) else {
-        return refuse(ErrorCode::BadRequest, format!("{path:?} is no absolute path of something below /"));
+    let (parent, name) = match trimmed.rsplit_once('/') {
+        // The root itself: its entries are `./…`.
+        None if path.starts_with('/') && trimmed.is_empty() => ("/", "."),
+        Some((parent, name)) if path.starts_with('/') && !matches!(name, "" | "." | "..") => {
+            (if parent.is_empty() { "/" } else { parent }, name)
+        }
+        _ => return refuse(ErrorCode::BadRequest, format!("{path:?} is no absolute path")),
     };
-    let parent = if parent.is_empty() { "/" } else { parent };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let missing = |errno: Errno| match errno {
         Errno::NOENT | Errno::NOTDIR => TaskError::new(ErrorCode::NotFound, format!("no such file: {path}")),
@@ -335,7 +342,10 @@ fn pack_one(
             out.write(&encode_header(&entry))?;
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let inner = rustix::fs::openat(folder, name, flags, Mode::empty()).doing(format_args!("open {shown}"))?;
-            let names = list(&inner).doing(format_args!("read {shown}"))?;
+            let mut names = list(&inner).doing(format_args!("read {shown}"))?;
+            if KERNELS.contains(&entry.name.as_slice()) {
+                names.clear();
+            }
             return Ok(Some(Level { folder: inner, prefix: entry.name, names }));
         }
         Kind::Symlink => {

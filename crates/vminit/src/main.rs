@@ -28,6 +28,7 @@ mod mounts;
 mod netlink;
 mod network;
 mod outputs;
+mod path_stat;
 mod push;
 mod reaper;
 mod root;

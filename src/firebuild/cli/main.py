@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "inspect": ("machine_list", "inspect", "Show everything about a machine, as JSON"),
     "logs": ("logs", "logs", "Show what a machine's entrypoint printed"),
     "exec": ("exec", "exec_", "Run a command in a running machine"),
+    "cp": ("cp", "cp", "Copy files between the host and a running machine"),
     "ssh": ("ssh", "ssh", "Log in to a running machine, or run a command in it, over its own sshd"),
     "start": ("life", "start", "Start ended machines again, with their own disks and logs"),
     "restart": ("life", "restart", "Stop machines and start them again"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -15,6 +16,7 @@ from firebuild.host.deadline import Deadline
 
 PROTOCOL_VERSION = 1
 _CHUNK = 256 * 1024
+_LONGEST_PATH = 4096
 
 
 class LayerCounts(msgspec.Struct, frozen=True):
@@ -22,6 +24,16 @@ class LayerCounts(msgspec.Struct, frozen=True):
 
     entries: int
     bytes: int
+
+
+class PathFacts(msgspec.Struct, frozen=True):
+    """What stands at a path of a guest, and where it leads. `real_path`: with links followed; of what is missing its name in
+    its folder, or None where that is missing too. `size`: bytes of what is there."""
+
+    kind: Literal["file", "directory", "symlink", "other", "missing"]
+    real_path: str | None
+    real_kind: Literal["file", "directory", "symlink", "other", "missing"]
+    size: int = 0
 
 
 def ask(vsock: Path, request: dict[str, Any], deadline: Deadline | None = None) -> dict[str, Any]:
@@ -62,14 +74,36 @@ def copy_in(vsock: Path, path: str, chunks: Iterable[bytes], deadline: Deadline 
         return get_counts(stream, deadline)
 
 
-def copy_out(vsock: Path, path: str, write: Callable[[bytes], object], deadline: Deadline | None = None) -> str:
-    """Hand the tar of the guest's `path` to `write`; returns its kind: file, directory or symlink."""
-    with open_stream(vsock, {"op": "copy-out", "path": path}, deadline) as stream:
-        kind = stream.expect(FrameType.REPLY, deadline).json().get("kind")
-        if kind not in ("file", "directory", "symlink"):
-            raise violation(f"the kind {kind!r}")
-        take_data(stream, write, deadline)
-        return str(kind)
+def stat_path(vsock: Path, path: str, deadline: Deadline) -> PathFacts:
+    """What stands at an absolute path of the guest. Raises GuestError, DeadlineError."""
+    reply = ask(vsock, {"op": "path-stat", "path": path}, deadline)
+    try:
+        facts = msgspec.convert(reply, PathFacts)
+    except msgspec.ValidationError as error:
+        raise violation(f"a REPLY to path-stat that does not fit ({error})") from error
+    real = facts.real_path
+    if facts.size < 0 or (real is not None and (not real.startswith("/") or "\0" in real or len(real) > _LONGEST_PATH)):
+        raise violation("a path that is none")
+    return facts
+
+
+@contextmanager
+def open_copy_out(vsock: Path, path: str, patience_s: float) -> Iterator[Iterator[bytes]]:
+    """The tar of the guest's `path` in pieces, as they come. Between two of them the guest may take `patience_s`.
+
+    Raises GuestError, DeadlineError, also from the iterator. Its end is that of the data."""
+
+    def deadline() -> Deadline:
+        return Deadline(patience_s, "waiting for what the guest sends")
+
+    with open_stream(vsock, {"op": "copy-out", "path": path}, deadline()) as stream:
+        stream.expect(FrameType.REPLY, deadline())
+
+        def pieces() -> Iterator[bytes]:
+            while payload := stream.expect(FrameType.DATA, deadline()).payload:
+                yield payload
+
+        yield pieces()
 
 
 def send_data(stream: GuestStream, chunks: Iterable[bytes]) -> None:
