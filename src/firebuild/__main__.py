@@ -1,5 +1,5 @@
 """`python -m firebuild`: the command line."""
 
-from firebuild.cli.main import main
+from firebuild.cli.entry import main
 
 main()

@@ -53,10 +53,11 @@ def parse_cargo(text: str) -> Counts:
 
 def load_tier(folder: Path, tier: str) -> Counts | None:
     """The counts of one tier, or None where it left no report."""
-    if (log := folder / f"{tier}.log").exists():
-        return parse_cargo(log.read_text(errors="replace"))
+    # Only cargo's output is counted in a log: a tier of pytest's may have left its output beside its report.
     if (report := folder / f"{tier}.xml").exists():
         return parse_junit(report.read_text())
+    if (log := folder / f"{tier}.log").exists():
+        return parse_cargo(log.read_text(errors="replace"))
     return None
 
 

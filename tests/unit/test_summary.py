@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.summary import Counts, main, parse_cargo, parse_junit
+from tests.support.summary import Counts, load_tier, main, parse_cargo, parse_junit
 
 JUNIT = """<testsuites><testsuite>
 <testcase name="a"/><testcase name="b"><failure/></testcase><testcase name="c"><skipped/></testcase>
@@ -29,3 +29,9 @@ def test_a_tier_that_did_not_run_or_ran_nothing_fails(tmp_path: Path, capsys: py
     (tmp_path / "vm.xml").write_text("<testsuites><testsuite/></testsuites>")
     assert main([str(tmp_path), "unit", "vm"]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "total: 1 passed, 0 failed, 0 skipped"
+
+
+def test_the_output_of_a_tier_beside_its_report_is_not_counted(tmp_path: Path) -> None:
+    (tmp_path / "functional.xml").write_text(JUNIT)
+    (tmp_path / "functional.log").write_text("4 passed in 3 s")
+    assert load_tier(tmp_path, "functional") == parse_junit(JUNIT)

@@ -156,7 +156,7 @@ def arguments(cli: Cli, context: Path) -> list[str]:
     cli.ok("image", "rm", TAG)
     (context / "file").write_bytes(os.urandom(1 << 20))
     (context / "Dockerfile").write_text(
-        f"FROM {BASE}\nRUN echo one begins && head -c 2000000 /dev/urandom >/one && sleep 0.5\n"
+        f"FROM {BASE}\nENV TEST={os.urandom(8).hex()}\nRUN echo one begins && head -c 2000000 /dev/urandom >/one && sleep 0.5\n"
         "COPY file /file\nRUN echo two begins && cp /one /two && sleep 0.5\n"
     )
     return ["rootfs", "--dockerfile", str(context / "Dockerfile"), "--tag", TAG, "--progress", "rawjson"]

@@ -24,8 +24,17 @@ def run_arguments(name: str) -> list[str]:
     return ["run", "-d", "--name", name, "--from", BASE, "-p", f"127.0.0.1:{PORT}:80", "--", "/bin/sleep", "infinity"]
 
 
+def catches_signals(process: subprocess.Popen[str]) -> bool:
+    """Whether a command has its own handlers: until then the interpreter starts, and a signal ends it as it ends any Python."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(caught & 1 << signal.SIGTERM - 1)
+
+
 def wait_part(process: subprocess.Popen[str], seconds: float) -> None:
-    """Let a command run for a while, or to its end if that comes first."""
+    """Let a command that handles signals run for a while, or to its end if that comes first."""
+    while process.poll() is None and not catches_signals(process):
+        time.sleep(0.001)
     try:
         process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:

@@ -17,7 +17,7 @@ use crate::copy_tree::{copy_root_attributes, TreeCopier};
 use crate::data::{DataReader, DataWriter};
 use crate::layer_copy::{copy_from_tree, ContextCopier, Destination};
 use crate::limits::Limits;
-use crate::mounts::{make_dir, mount_ext4, Folders, Merged};
+use crate::mounts::{make_dir, mount_ext4, unmount_patiently, Folders, Merged};
 use crate::paths::{self, Missing};
 use crate::registry::{NewLayer, Origin, Reading, Registry};
 use crate::requests::{self, check_drive, check_layer, check_stack, parse};
@@ -343,7 +343,7 @@ impl Builder {
             rustix::fs::syncfs(&target).map_err(|error| failed(error.into()))?;
             Ok(totals)
         });
-        let unmounted = unmount(&mount_point, UnmountFlags::empty()).map_err(io::Error::from);
+        let unmounted = unmount_patiently(&mount_point).map_err(io::Error::from);
         let _ = std::fs::remove_dir(&mount_point);
         let totals = done?;
         unmounted.map_err(failed)?;

@@ -84,7 +84,7 @@ impl Folders {
 
     pub fn unmount_layer_disk(&self, place: LayerPlace) -> io::Result<()> {
         let target = self.layer(place);
-        unmount(&target, UnmountFlags::empty())?;
+        unmount_patiently(&target)?;
         std::fs::remove_dir(target)
     }
 
@@ -223,7 +223,7 @@ impl Merged {
 
 /// A process that another thread is just starting holds copies of our descriptors until it executes its program:
 /// a mount that is busy may be free a moment later.
-fn unmount_patiently(path: &Path) -> rustix::io::Result<()> {
+pub fn unmount_patiently(path: &Path) -> rustix::io::Result<()> {
     let started = Instant::now();
     loop {
         match unmount(path, UnmountFlags::empty()) {

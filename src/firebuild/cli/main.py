@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from firebuild import __version__
+from firebuild.cli.entry import INTERRUPTED_STATUS
+from firebuild.cli.entry import main as main
 from firebuild.cli.equip import equip
 from firebuild.cli.output import print_error
 from firebuild.errors import FirebuildError
 
 USAGE_STATUS = 125
-INTERRUPTED_STATUS = 130
 BUG_STATUS = 2
 
 # Where each command is: nothing is imported before it is asked for. name → (module, attribute, one line of help).
@@ -137,17 +137,8 @@ def cli(debug: bool) -> None:
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(name)s: %(message)s")
 
 
-def main() -> NoReturn:
-    """Entry point of the console script."""
-    sys.exit(run_cli(sys.argv[1:]))
-
-
 def run_cli(arguments: list[str]) -> int:
     """Run one command line; returns the exit status."""
-    # A terminated command, or one whose terminal has gone, undoes what it began, as an interrupted one does. SIGINT too is
-    # set: a shell starts background commands with it ignored, and Python would leave it so.
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, _interrupt)
     try:
         result: Any = cli.main(arguments, prog_name="firebuild", standalone_mode=False)
         sys.stdout.flush()
@@ -178,11 +169,3 @@ def run_cli(arguments: list[str]) -> int:
         click.echo(traceback.format_exc(), err=True)
         click.echo("error: this is a fault of firebuild: please report it with the lines above", err=True)
         return BUG_STATUS
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    main()

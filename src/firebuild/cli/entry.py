@@ -1,0 +1,33 @@
+"""Where the program `firebuild` begins: signals are ours before anything else is imported."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import NoReturn
+
+INTERRUPTED_STATUS = 130
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    # A terminated command, or one whose terminal has gone, undoes what it began, as an interrupted one does. SIGINT too is
+    # set: a shell starts background commands with it ignored, and Python would leave it so.
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+    try:
+        from firebuild.cli.main import run_cli
+
+        status = run_cli(sys.argv[1:])
+    except KeyboardInterrupt:  # while it was imported, or while it was about to end
+        sys.stderr.write("error: interrupted\n")
+        status = INTERRUPTED_STATUS
+    # It is done: what comes now changes nothing, and the interpreter would only complain of it.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
