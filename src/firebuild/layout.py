@@ -13,6 +13,7 @@
 ├── cache/                      what can be found out or fetched again: layer-sizes.json, http/ (files that ADD fetched),
 │                               files/ (digests of the files of build contexts)
 ├── caches/<key>/               disks of cache mounts: disk.ext4, cache.json
+├── volumes/<name>/             named volumes: disk.ext4, volume.json
 ├── scratch/                    what running builds fetch: a folder and its lock for each
 ├── rootfs/<org>/<name>/<version>/  the seed's view: rootfs, metadata.json
 ├── cni/                        cached CNI results
@@ -78,6 +79,10 @@ class MachineLayout:
         self.push_socket = run / "v.sock_1025"
         self.control_socket = run / "c.sock"
 
+    def folder_disk(self, number: int) -> Path:
+        """The disk of the machine's mount of that number, which holds a copy of a folder of the host."""
+        return self.state / f"folder{number}.ext4"
+
     def check_lengths(self) -> None:
         """Raises PathTooLongError, naming the path, before anything exists."""
         for path in (self.api_socket, self.vsock, self.push_socket, self.control_socket):
@@ -112,6 +117,8 @@ class Layout:
         self.http_cache = self.cache / "http"
         self.file_digests = self.cache / "files"
         self.caches = state / "caches"
+        self.volumes = state / "volumes"
+        self.volume_lock = self.locks / "volumes"
         self.scratch = state / "scratch"
         self.rootfs = rootfs_root or state / "rootfs"
         self.cni = state / "cni"

@@ -47,6 +47,11 @@ impl<'a> TreeCopier<'a> {
         Self { root, overrides, carries_out: false, totals: Totals::default(), linked: HashMap::new() }
     }
 
+    /// A copier that changes nothing on the way.
+    pub fn plain(root: BorrowedFd<'a>) -> Self {
+        Self::new(root, Overrides::default())
+    }
+
     /// A copier that carries layers in overlayfs form out on the tree at `root`.
     pub fn for_layers(root: BorrowedFd<'a>) -> Self {
         Self { carries_out: true, ..Self::new(root, Overrides::default()) }

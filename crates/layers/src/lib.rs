@@ -33,6 +33,8 @@ mod tree;
 mod unpack;
 
 pub use builder::{Builder, Settings};
+pub use copy_tree::{copy_root_attributes, TreeCopier};
+pub use tree::{names, remove};
 
 /// The argument with which a program that calls [`run_step`] is started for a step; the next one is the file.
 pub const STEP_ARGUMENT: &str = "layer-step";

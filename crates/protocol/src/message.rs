@@ -64,6 +64,21 @@ pub struct BootDocument {
     pub volumes: Vec<String>,
     #[serde(default)]
     pub restart: Restart,
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+}
+
+/// A drive that holds an ext4 file system for a folder of the root.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Mount {
+    pub drive: String,
+    /// Absolute; made where it is missing.
+    pub target: String,
+    #[serde(default)]
+    pub read_only: bool,
+    /// While it is empty it gets what the image has at `target`.
+    #[serde(default)]
+    pub seed: bool,
 }
 
 /// When the entrypoint is started again after its end.

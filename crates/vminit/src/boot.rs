@@ -9,7 +9,9 @@ use crate::root::Disks;
 use crate::teardown::{power_off, reboot, Ending, HOST_GRACE};
 use crate::transport::Transport;
 use crate::util::{start_thread, Context, Deadline};
-use crate::{config, control, entrypoint, etc, files, handover, log, metadata, modules, mounts, network, root, sys};
+use crate::{
+    config, control, entrypoint, etc, files, handover, log, metadata, modules, mounts, network, root, sys, volumes,
+};
 use firebuild_protocol::message::{BootDocument, BootKind, InitMode, PushEvent};
 use firebuild_protocol::{ProcessExit, ProcessHost, TaskError};
 use rustix::system::RebootCommand;
@@ -153,6 +155,10 @@ fn configure(guest: &Arc<Guest>, booted: &mut Booted) -> Result<(), TaskError> {
     }
     step(guest, "write-files");
     write_files(document, &profile, &hostname)?;
+    if !document.mounts.is_empty() {
+        step(guest, "mount-volumes");
+        volumes::mount_all(&document.mounts, Deadline::after(DEVICES_TAKE))?;
+    }
     for failure in make_volumes(&document.volumes) {
         log::error(&failure);
     }

@@ -13,6 +13,10 @@ pub fn check(document: &BootDocument) -> Result<(), TaskError> {
         return bad(format!("stop_signal {} is no signal", document.stop_signal));
     }
     check_root(document)?;
+    for mount in &document.mounts {
+        check_drive(&mount.drive)?;
+        check_target(&mount.target)?;
+    }
     for interface in &document.interfaces {
         check_interface(interface)?;
     }
@@ -46,6 +50,18 @@ pub fn check_drive(name: &str) -> Result<(), TaskError> {
     }
 }
 
+/// Where a drive may be mounted: not over what the machine itself stands on.
+fn check_target(target: &str) -> Result<(), TaskError> {
+    const OWN: [&str; 3] = ["proc", "sys", "dev"];
+    let mut parts = target.split('/');
+    let is_clean = parts.next() == Some("") && target.split('/').skip(1).all(|part| !matches!(part, "" | "." | ".."));
+    if is_clean && !parts.next().is_some_and(|first| OWN.contains(&first)) {
+        Ok(())
+    } else {
+        bad(format!("{target:?} is no folder to mount a drive on"))
+    }
+}
+
 fn check_interface(interface: &Interface) -> Result<(), TaskError> {
     let name = &interface.name;
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
@@ -63,6 +79,16 @@ fn bad(message: String) -> Result<(), TaskError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn targets() {
+        for good in ["/data", "/var/lib/x", "/devices"] {
+            check_target(good).unwrap();
+        }
+        for wrong in ["", "/", "data", "/a/../b", "/a//b", "/a/", "/dev", "/proc/x"] {
+            assert!(check_target(wrong).is_err(), "{wrong}");
+        }
+    }
 
     fn document(text: &str) -> Result<(), TaskError> {
         check(&serde_json::from_str(text).unwrap())

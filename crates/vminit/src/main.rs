@@ -41,6 +41,7 @@ mod tar;
 mod teardown;
 mod transport;
 mod util;
+mod volumes;
 
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 

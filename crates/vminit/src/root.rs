@@ -85,13 +85,19 @@ pub fn switch_root() -> Result<(), TaskError> {
 
 /// Wait for a drive and mount its ext4 file system.
 fn mount_disk(drive: &str, target: &str, flags: MountFlags, deadline: Deadline) -> Result<(), TaskError> {
+    let device = wait_for_drive(drive, deadline)?;
+    make_mount_point(target)?;
+    let no_data: Option<&std::ffi::CStr> = None;
+    rustix::mount::mount(&device, target, "ext4", flags, no_data).doing(format_args!("mount {drive} (ext4)"))
+}
+
+/// Wait for a drive; its device's path.
+pub fn wait_for_drive(drive: &str, deadline: Deadline) -> Result<String, TaskError> {
     let device = format!("/dev/{drive}");
     if Uevents::subscribe().wait_for(deadline, || crate::files::exists(&device).then_some(())).is_none() {
         return refuse(ErrorCode::NotFound, format!("no drive {drive}"));
     }
-    make_mount_point(target)?;
-    let no_data: Option<&std::ffi::CStr> = None;
-    rustix::mount::mount(&device, target, "ext4", flags, no_data).doing(format_args!("mount {drive} (ext4)"))
+    Ok(device)
 }
 
 fn make_mount_point(path: &str) -> Result<(), TaskError> {

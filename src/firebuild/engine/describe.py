@@ -56,6 +56,7 @@ def describe_machine(engine: Engine, name: str) -> dict[str, Any]:
             }
             for drive in spec.drives
         ],
+        "Mounts": _mounts(record),
         "Configs": {
             "CNI": {
                 "BinDir": engine.settings.cni_bin_dir,
@@ -95,6 +96,21 @@ def describe_machine(engine: Engine, name: str) -> dict[str, Any]:
         },
         "NetworkInterfaces": [_interface(spec.mmds and each.number == 0, each) for each in attachments],
     }
+
+
+def _mounts(record: MachineRecord) -> list[dict[str, Any]]:
+    paths = {drive.drive_id: drive.path for drive in record.spec.drives}
+    return [
+        {
+            "Type": "volume" if mount.volume else "bind",
+            "Name": mount.volume,
+            "Source": mount.folder or paths[mount.drive_id],
+            "Destination": mount.target,
+            "RW": not mount.read_only,
+            "DriveID": mount.drive_id,
+        }
+        for mount in record.spec.mounts
+    ]
 
 
 def _rootfs(engine: Engine, record: MachineRecord) -> dict[str, Any]:

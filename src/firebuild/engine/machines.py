@@ -14,6 +14,7 @@ from firebuild.engine.core import Engine
 from firebuild.engine.disks import ensure_root_disk
 from firebuild.engine.kernels import get_boot
 from firebuild.engine.space import require_room
+from firebuild.engine.volumes import ensure, plan_drives
 from firebuild.errors import FirebuildError, MachineError, UsageError
 from firebuild.host.files import copy_sparse
 from firebuild.host.identity import find_identity
@@ -23,6 +24,7 @@ from firebuild.layout import MachineLayout
 from firebuild.machine.lifecycle import finish_machine, remove_machine, start_machine, stop_machine
 from firebuild.machine.living import resume_machine
 from firebuild.machine.metadata import parse_signal
+from firebuild.machine.mounts import MountRequest, plan_mounts
 from firebuild.machine.spec import (
     DEFAULT_KERNEL_ARGS,
     DEFAULT_MEMORY_MIB,
@@ -82,6 +84,7 @@ class RunRequest(msgspec.Struct, frozen=True):
     stop_timeout_s: float | None = None
     labels: dict[str, str] = {}
     restart: RestartPolicy = RestartPolicy()
+    mounts: Sequence[MountRequest] = ()
     pull: str = "missing"
     access: Access = Access(retries=1)
 
@@ -123,6 +126,10 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
             DriveSpec("rootfs", str(disk.path), read_only=True),
             DriveSpec("upper", str(paths.upper_disk), read_only=False),
         ]
+    plan_mounts(request.mounts)
+    ensure(engine, request.mounts, report)
+    more, mounts = plan_drives(engine, request.mounts, paths)
+    drives += more
     spec = MachineSpec(
         id=machine_id, name=name, kind="run",
         hostname=parse_hostname(request.hostname or name.replace("_", "-").replace(".", "-").strip("-")),
@@ -137,7 +144,7 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
         remover=find_identity(os.getpid()) if request.caller_removes else None,
         stop_timeout_s=DEFAULT_STOP_TIMEOUT_S if request.stop_timeout_s is None else request.stop_timeout_s,
         boot_timeout_s=request.boot_timeout_s or engine.settings.boot_timeout_s, labels=dict(request.labels),
-        profile=engine.settings.profile, volumes=sorted(image.config.config.volumes),
+        profile=engine.settings.profile, volumes=sorted(image.config.config.volumes), mounts=mounts,
     )  # fmt: skip
 
     def make_disks(machine: MachineLayout) -> None:

@@ -33,6 +33,7 @@ from firebuild.host.identity import (
 from firebuild.host.locks import hold_lock
 from firebuild.host.watch import wait_for_path
 from firebuild.layout import Layout, MachineLayout
+from firebuild.machine.claims import claim_volumes
 from firebuild.machine.console import find_crash, find_killed
 from firebuild.machine.metadata import MMDS_ADDRESS, parse_signal, plan_boot_document, plan_metadata
 from firebuild.machine.spec import MachineSpec
@@ -137,7 +138,8 @@ def _start_recorded(
 ) -> MachineRecord:
     # The lock comes before the record: a record whose lock is free has lost its owner.
     with hold_machine(services, spec.id) as paths, ExitStack() as stack:
-        services.records.insert(spec, Progress(owner=find_identity(os.getpid())))
+        with claim_volumes(services.layout, services.records, spec):
+            services.records.insert(spec, Progress(owner=find_identity(os.getpid())))
         tie = owner or stack.enter_context(open_owner())
         try:
             _make_folder(paths.state)
@@ -207,7 +209,8 @@ def _start(
     progress = Progress(
         owner=find_identity(os.getpid()), started_at_ns=time.time_ns(), boot_id=get_boot_id(), life=life
     )
-    records.update(spec.id, State.STARTING, progress)
+    with claim_volumes(services.layout, records, spec):
+        records.update(spec.id, State.STARTING, progress)
     _forget_end(paths)
     _make_folder(paths.run)
     deadline = Deadline(spec.boot_timeout_s, f"starting {spec.name}")
@@ -289,7 +292,12 @@ def _boot(
             kernel_image_path=str(boot.kernel), initrd_path=str(boot.initramfs), boot_args=spec.kernel_args
         ),
         drives=[
-            Drive(drive_id=drive.drive_id, path_on_host=drive.path, is_read_only=drive.read_only)
+            Drive(
+                drive_id=drive.drive_id,
+                path_on_host=drive.path,
+                is_read_only=drive.read_only,
+                cache_type="Writeback" if drive.durable else "Unsafe",
+            )
             for drive in spec.drives
         ],
         vsock=Vsock(guest_cid=_GUEST_CID, uds_path=str(paths.vsock)),

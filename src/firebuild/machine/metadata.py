@@ -89,6 +89,17 @@ def _interface(attachment: Attachment) -> dict[str, Any]:
     return facts
 
 
+def _plan_mounts(spec: MachineSpec) -> list[dict[str, Any]]:
+    """The drives to mount, by the kernel's names for them: in the order of the drives vda, vdb … vdz."""
+    names = {drive.drive_id: f"vd{chr(ord('a') + number)}" for number, drive in enumerate(spec.drives)}
+    return [
+        {
+            "drive": names[mount.drive_id], "target": mount.target, "read_only": mount.read_only, "seed": mount.seed,
+        }
+        for mount in spec.mounts
+    ]  # fmt: skip
+
+
 def _plan_interfaces(attachments: Sequence[Attachment]) -> list[dict[str, Any]]:
     """The interfaces; of each IP version the first gateway is the machine's, and no other."""
     interfaces: list[dict[str, Any]] = []
@@ -129,6 +140,7 @@ def plan_boot_document(spec: MachineSpec, attachments: Sequence[Attachment]) -> 
         "start_entrypoint": spec.kind == "run",
         "tty": False,
         "volumes": list(spec.volumes),
+        "mounts": _plan_mounts(spec),
         "restart": _restart(spec.restart),
     }
     if spec.kind == "run":

@@ -54,11 +54,25 @@ def parse_restart_policy(text: str) -> RestartPolicy:
 
 
 class DriveSpec(msgspec.Struct, frozen=True):
-    """A drive, in the order in which the guest names them. `path`: absolute, on the host."""
+    """A drive, in the order in which the guest names them. `path`: absolute, on the host. `durable`: what the guest flushes is
+    on the host's disk then: for what outlives the machine."""
 
     drive_id: str
     path: str
     read_only: bool
+    durable: bool = False
+
+
+class MountSpec(msgspec.Struct, frozen=True):
+    """A drive that the guest mounts on the folder `target`. `volume`: the named volume that it is, or empty; `folder`: the
+    folder of the host that it is a copy of, or empty. `seed`: while it is empty it gets what the image has there."""
+
+    drive_id: str
+    target: str
+    read_only: bool = False
+    seed: bool = False
+    volume: str = ""
+    folder: str = ""
 
 
 class NetworkJoin(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -128,7 +142,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     `volumes`: folders that the image calls so. `users`: SSH public keys by user name.
     `auto_remove`: removed with everything once it has ended.
     `remover`: the command that follows it and removes it then; where that has died, it is as with `auto_remove`.
-    `profile`: the profile that it belongs to.
+    `profile`: the profile that it belongs to. `mounts`: in the order in which they are mounted.
     """
 
     id: MachineId
@@ -161,6 +175,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     labels: dict[str, str] = {}
     profile: str = ""
     joins: list[NetworkJoin] = []
+    mounts: list[MountSpec] = []
 
     @property
     def networks(self) -> list[NetworkJoin]:

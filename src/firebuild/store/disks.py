@@ -231,10 +231,14 @@ class DiskStore:
         return self.root / key
 
 
-def make_blank(path: Path, size_bytes: int, *, journal: bool = False, label: str) -> None:
-    """Make a new sparse file with an empty ext4; the same arguments give the same bytes.
+def make_blank(
+    path: Path, size_bytes: int, *, journal: bool = False, label: str, identity: str = "", content: Path | None = None
+) -> None:
+    """Make a new sparse file with an ext4, empty or with what is in the folder `content`; of an empty one the same arguments
+    give the same bytes.
 
-    `size_bytes`: at least 1 MiB, rounded down to blocks of 4096. `label`: at most 16 bytes; it also seeds the UUID.
+    `size_bytes`: at least 1 MiB, rounded down to blocks of 4096. `label`: at most 16 bytes; it also seeds the UUID, with
+    `identity` where two may be in one machine.
     Raises UsageError, MissingProgramError without mke2fs(8), DiskFullError, ProcessError; a partial file is removed.
     """
     import hashlib
@@ -246,8 +250,8 @@ def make_blank(path: Path, size_bytes: int, *, journal: bool = False, label: str
         raise UsageError(f"a disk of {size_bytes} bytes is too small: at least {_SIZE_MIN} bytes are needed")
     if not 1 <= len(label.encode()) <= 16:
         raise UsageError(f"`{label}` is not a disk label: it has 1 to 16 bytes")
-    seed = hashlib.sha256(f"firebuild {label}".encode()).digest()
-    identity, hash_seed = uuid.UUID(bytes=seed[:16], version=4), uuid.UUID(bytes=seed[16:], version=4)
+    seed = hashlib.sha256(f"firebuild {label}{identity}".encode()).digest()
+    file_system, hash_seed = uuid.UUID(bytes=seed[:16], version=4), uuid.UUID(bytes=seed[16:], version=4)
     features = _FEATURES + (",has_journal" if journal else "")
     # The file is a hole from end to end: nothing has to be zeroed, now or by the guest's kernel later.
     extended = f"hash_seed={hash_seed},root_owner=0:0,nodiscard,lazy_itable_init=0,assume_storage_prezeroed=1"
@@ -255,7 +259,7 @@ def make_blank(path: Path, size_bytes: int, *, journal: bool = False, label: str
     try:
         run(
             ["mke2fs", "-q", "-F", "-t", "ext4", "-b", str(_BLOCK), "-I", "256", "-i", "16384", "-m", "0",
-             "-O", features, "-E", extended, "-U", str(identity), "-L", label,
+             "-O", features, "-E", extended, "-U", str(file_system), "-L", label, *(["-d", os.fspath(content)] if content else []),
              os.fspath(path), str(size_bytes // _BLOCK)],
             environment={"E2FSPROGS_FAKE_TIME": "1", "MKE2FS_CONFIG": "/dev/null"},
         )  # fmt: skip

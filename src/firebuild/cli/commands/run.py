@@ -19,6 +19,7 @@ from firebuild.cli.retired import RUN_OPTIONS, retired_options
 from firebuild.engine.core import Engine
 from firebuild.errors import DeadlineError, GuestError, UsageError
 from firebuild.host.deadline import Deadline
+from firebuild.machine.mounts import parse_mount_option, parse_volume_option
 from firebuild.machine.spec import (
     DEFAULT_MEMORY_MIB,
     DEFAULT_NETWORK,
@@ -83,6 +84,14 @@ _SIGNAL_S = 5.0
     show_default=True,
     help="Memory: MiB, or with a unit: 512m, 2g.",
 )
+@click.option(
+    "--volume", "-v", "volumes", multiple=True, metavar="NAME:/PATH[:ro]",
+    help="A folder of the machine on a named volume, made where it is missing.",
+)  # fmt: skip
+@click.option(
+    "--mount", "mounts", multiple=True, metavar="type=volume,source=NAME,target=/PATH",
+    help="The same in Docker's other words; with readonly, volume-nocopy.",
+)  # fmt: skip
 @click.option("--disk-size", default="8g", show_default=True, help="Size of the machine's own writable disk (sparse).")
 @click.option(
     "--root-mode", default="overlay", show_default=True, help="overlay, or copy: a private copy of the root disk."
@@ -142,6 +151,7 @@ def run(**options: Any) -> int:
         init=options["init"],
         networks=_plan_joins(options),
         ports=[mapping for text in options["ports"] for mapping in parse_port_mappings(text)],
+        mounts=[*map(parse_volume_option, options["volumes"]), *map(parse_mount_option, options["mounts"])],
         env=parse_environment(options["env_file"], options["env"]),
         ssh_keys=_load_keys(options["identity_file"]),
         ssh_users=options["ssh_users"],

@@ -1,0 +1,120 @@
+"""Named volumes: ext4 files that outlive the machines that have them. Made empty here, and never mounted or read by this host.
+
+<volumes>/<name>/disk.ext4      what guests wrote
+<volumes>/<name>/volume.json    Volume
+<volumes>/.stage-<random>/      being made or removed
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from firebuild.errors import ConflictError, NotFoundError, StoreError
+from firebuild.host.files import map_os_error, remove_tree, sync_folder, write_atomic
+from firebuild.names import parse_object_name
+from firebuild.store.disks import make_blank
+
+DEFAULT_BYTES = 8 << 30
+MIN_BYTES = 8 << 20
+_STAGE = ".stage-"
+
+
+class Volume(msgspec.Struct, frozen=True):
+    """A volume. `size_bytes`: of the file system (sparse); `used_bytes`: what it takes on this host."""
+
+    name: str
+    size_bytes: int
+    created_at_ns: int
+    labels: dict[str, str] = {}
+    used_bytes: int = 0
+    version: int = 1
+
+
+class VolumeStore:
+    """The volumes below one folder. Creating the object touches nothing. Whoever makes or removes one holds the volumes'
+    lock."""
+
+    def __init__(self, root: Path, *, clock: Callable[[], int] = time.time_ns) -> None:
+        self.root = root
+        self._clock = clock
+
+    def disk(self, name: str) -> Path:
+        """Where a volume's disk is. Raises UsageError for what is no name."""
+        return self.root / parse_object_name("volume", name) / "disk.ext4"
+
+    def create(self, name: str, size_bytes: int, labels: Mapping[str, str]) -> Volume:
+        """Make an empty volume; it is there whole or not at all. Raises ConflictError, UsageError, DiskFullError, HostError."""
+        folder = self.disk(name).parent
+        if self.find(name) is not None:
+            raise ConflictError(f"the volume `{name}` exists already")
+        self.sweep()
+        stage = self.root / f"{_STAGE}{secrets.token_hex(8)}"
+        volume = Volume(name, size_bytes, self._clock(), dict(labels))
+        try:
+            # The unprivileged VMM passes through to its disk; it cannot list.
+            self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+            stage.mkdir(mode=0o711)
+            make_blank(stage / "disk.ext4", size_bytes, journal=True, label="volume", identity=secrets.token_hex(16))
+            write_atomic(stage / "volume.json", msgspec.json.encode(volume))
+            os.rename(stage, folder)
+            sync_folder(self.root)
+        except OSError as error:
+            remove_tree(stage)
+            raise map_os_error(error, f"making the volume `{name}`") from error
+        except BaseException:
+            remove_tree(stage)
+            raise
+        return volume
+
+    def find(self, name: str) -> Volume | None:
+        """A volume, or None. Raises StoreError for one whose record is damaged."""
+        disk = self.disk(name)
+        try:
+            volume = msgspec.json.decode((disk.parent / "volume.json").read_bytes(), type=Volume)
+            used = disk.stat().st_blocks * 512
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            raise StoreError(
+                f"the volume `{name}` is damaged: {error}", hint=f"look at `{disk.parent}`; its data is `disk.ext4`"
+            ) from error
+        return msgspec.structs.replace(volume, used_bytes=used)
+
+    def get(self, name: str) -> Volume:
+        """A volume. Raises NotFoundError."""
+        volume = self.find(name)
+        if volume is None:
+            raise NotFoundError(f"there is no volume `{name}`", hint="list them with `firebuild volume ls`")
+        return volume
+
+    def list_all(self) -> list[Volume]:
+        """All volumes by name."""
+        try:
+            names = sorted(name for name in os.listdir(self.root) if not name.startswith("."))
+        except FileNotFoundError:
+            return []
+        return [volume for name in names if (volume := self.find(name)) is not None]
+
+    def remove(self, name: str) -> None:
+        """Remove a volume: it vanishes as a whole, then its bytes go. Raises NotFoundError, HostError."""
+        doomed = self.root / f"{_STAGE}{secrets.token_hex(8)}"
+        try:
+            os.rename(self.disk(name).parent, doomed)
+        except FileNotFoundError:
+            raise NotFoundError(f"there is no volume `{name}`", hint="list them with `firebuild volume ls`") from None
+        except OSError as error:
+            raise map_os_error(error, f"removing the volume `{name}`") from error
+        remove_tree(doomed)
+
+    def sweep(self) -> None:
+        """Remove what interrupted work left."""
+        if self.root.is_dir():
+            for name in os.listdir(self.root):
+                if name.startswith(_STAGE):
+                    remove_tree(self.root / name)

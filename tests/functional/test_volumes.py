@@ -1,0 +1,102 @@
+"""Volumes through the real CLI, with a scripted stand-in for the VMM: who may have one, and what a crash leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Cli
+from tests.support.fake_machines import Fake
+from tests.support.fake_vmm import Script
+
+
+@pytest.fixture
+def fake(firebuild_cli: Cli, tmp_path: Path) -> Fake:
+    return Fake(firebuild_cli, tmp_path)
+
+
+def test_volumes_are_made_listed_and_removed(fake: Fake) -> None:
+    cli = fake.cli
+    assert cli.ok("volume", "create", "one", "--size", "64m", "--label", "a=b") == "one\n"
+    assert "exists already" in cli.refused("volume", "create", "one").stderr
+    assert cli.refused("volume", "create", "two", "--size", "1m").status == 125
+    assert cli.refused("volume", "create", "../two").status == 125
+    shown = cli.json("volume", "inspect", "one")
+    assert (shown["Size"], shown["Labels"], shown["Machines"]) == (64 << 20, {"a": "b"}, [])
+    assert shown["Used"] < 8 << 20
+    assert os.stat(shown["Disk"]).st_size == 64 << 20
+    cli.ok("volume", "create", "two")
+    assert cli.ok("volume", "ls", "-q") == "one\ntwo\n"
+    assert cli.ok("volume", "ls", "-q", "--filter", "label=a=b") == "one\n"
+    assert "there is no volume" in cli.refused("volume", "rm", "three").stderr
+    assert cli.refused("volume", "prune").status == 125
+    # What a command left that was killed while it made one.
+    left = cli.state / "volumes" / ".stage-left"
+    left.mkdir()
+    assert cli.ok("volume", "prune", "-f", "--filter", "label=a").startswith("one\n")
+    assert not left.exists()
+    cli.ok("volume", "rm", "two")
+    assert cli.ok("volume", "ls", "-q") == ""
+
+
+def test_one_writes_or_many_read(fake: Fake) -> None:
+    cli = fake.cli
+    started = fake.run("-d", "--name", "writer", "-v", "data:/data", "--mount", "type=volume,src=more,dst=/data/more")
+    assert started.status == 0 and "made the volume data" in started.stderr, started.describe()
+    boot = json.loads((cli.state / "machines" / started.stdout.strip() / "boot.json").read_text())
+    assert [(mount["drive"], mount["target"], mount["seed"]) for mount in boot["mounts"]] == [
+        ("vdc", "/data", True), ("vdd", "/data/more", True),
+    ]  # fmt: skip
+    mounts = cli.json("inspect", "writer")["Mounts"]
+    assert [(mount["Name"], mount["Destination"], mount["RW"]) for mount in mounts] == [
+        ("data", "/data", True), ("more", "/data/more", True),
+    ]  # fmt: skip
+    refused = fake.run("-d", "--name", "second", "-v", "data:/data:ro")
+    assert refused.status == 125 and "in use by the machine writer (running, read-write)" in refused.stderr
+    assert cli.ok("ls", "-a", "-q").splitlines() == [started.stdout.strip()]
+    assert "belongs to the machine writer" in cli.refused("volume", "rm", "data").stderr
+    cli.ok("stop", "writer")
+    for name in ("reader1", "reader2"):
+        assert fake.run("-d", "--name", name, "-v", "data:/data:ro").status == 0
+    environment = fake.environment(Script())
+    refused = cli.run("start", "writer", environment=environment)
+    assert refused.status == 1 and "in use by the machine reader" in refused.stderr, refused.describe()
+    assert fake.state("writer") == "stopped"
+    assert cli.ok("volume", "prune", "-f") == "Total reclaimed space: 0B\n"
+    cli.ok("rm", "-f", "reader1", "reader2")
+    assert cli.run("start", "writer", environment=environment).status == 0
+    cli.ok("rm", "-f", "writer")
+    assert sorted(cli.ok("volume", "prune", "-f").splitlines()[:-1]) == ["data", "more"]
+
+
+def test_a_crash_frees_a_volume(fake: Fake) -> None:
+    """The supervisor is killed, and the VMM lives a moment longer: the next machine gets the volume, and no two have it."""
+    cli = fake.cli
+    assert fake.run("-d", "--name", "first", "-v", "data:/data").status == 0
+    machine = cli.json("inspect", "first")
+    with open(cli.state / "machines" / machine["VMMID"] / "supervisor.json") as file:
+        pid = _supervisor_of(json.load(file)["control_socket"])
+    os.kill(pid, signal.SIGKILL)
+    result = fake.run("-d", "--name", "next", "-v", "data:/data")
+    assert result.status == 0, result.describe()
+    assert fake.state("first") == "lost"
+    assert not Path(f"/proc/{machine['Pid']['Pid']}").exists()
+    cli.ok("rm", "-f", "first", "next")
+
+
+def _supervisor_of(control_socket: str) -> int:
+    """The process whose configuration names that socket."""
+    folder = Path(control_socket).parent.name
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if words[0].endswith(b"firebuild-supervisor") and any(folder.encode() in word for word in words):
+                return int(entry.name)
+    raise AssertionError(f"no supervisor of {folder}")

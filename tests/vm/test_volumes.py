@@ -1,0 +1,43 @@
+"""Volumes with real guests: filled from the image, kept over crash, stop and start, shared by readers."""
+
+from __future__ import annotations
+
+from tests.support.cli import Cli
+from tests.vm.conftest import BASE
+
+SEEDED = "/usr/share/doc/base-files"
+SCRIPT = (
+    f"echo life >> /data/lives; sync; wc -l < /data/lives; ls {SEEDED}; grep /dev/vdc /proc/mounts; exec sleep 1000000"
+)
+
+
+def test_volumes_outlive_machines_and_crashes(cli: Cli) -> None:
+    read = ("run", "--rm", "--network", "none", "-v", "vt-data:/mnt:ro", "--from", BASE, "--", "/bin/sh", "-c")
+    cli.ok("volume", "create", "vt-data", "--size", "64m")
+    cli.ok(
+        "run", "-d", "--network", "none", "--name", "vt", "--stop-timeout", "1", "-v", "vt-data:/data",
+        "--mount", f"type=volume,source=vt-doc,target={SEEDED}", "--from", BASE, "--", "/bin/sh", "-c", SCRIPT,
+    )  # fmt: skip
+    cli.await_output("vt", "/dev/vdc")
+    first = cli.ok("logs", "vt").splitlines()
+    assert first[:-1] == ["1", "FAQ", "copyright"] and " /data ext4 rw,nosuid,nodev" in first[-1]
+    # Nothing was left of mke2fs(8), and the root's own disk does not hold the data.
+    assert cli.ok("exec", "vt", "--", "ls", "-A", "/data") == "lives\n"
+    cli.ok("kill", "--signal", "KILL", "vt")
+    refused = cli.refused(*read, "true")
+    assert "was not unmounted in order" in refused.stderr
+    # The kernel replays the journal for a machine that may write.
+    cli.ok("start", "vt")
+    cli.await_output("vt", "2")
+    cli.ok("exec", "vt", "--", "rm", f"{SEEDED}/FAQ")
+    assert "in use by the machine vt" in cli.refused(*read, "true").stderr
+    cli.ok("stop", "vt")
+    seen = cli.run(*read, "cat /mnt/lives; touch /mnt/x || exit 7")
+    assert (seen.status, seen.stdout) == (7, "life\nlife\n"), seen.describe()
+    cli.ok("rm", "vt")
+    # What is not empty is not filled again.
+    cli.ok("volume", "rm", "vt-data")
+    assert cli.ok(
+        "run", "--rm", "--network", "none", "-v", f"vt-doc:{SEEDED}", "--from", BASE, "--", "ls", SEEDED,
+    ) == "copyright\n"  # fmt: skip
+    assert cli.ok("volume", "prune", "-f").splitlines()[0] == "vt-doc"
