@@ -190,6 +190,10 @@ def parse_size(text: str, *, default_unit: str = "b") -> int:
     return int(match["number"]) * _SIZE_UNITS[unit]
 
 
+# What a network can allow its machines, beside addresses and ranges.
+ALLOW_WORDS = ("host", "networks", "private", "metadata", "spoofing")
+
+
 class PortMapping(msgspec.Struct, frozen=True):
     """A published port. `host_address`: empty for every address. Ports are 1..65535, `host_port` 0: any that is free;
     `protocol`: tcp or udp."""

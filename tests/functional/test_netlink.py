@@ -108,7 +108,7 @@ def test_filters_are_those_of_tc(names: tuple[str, str, str], ours: str) -> None
         assert tc.ensure_ingress_qdisc(a)
         tc.add_redirect_filter(a, b, priority=1, protocol=tc.ETH_P_IP, match=IP_DESTINATION)
         tc.add_redirect_filter(a, b, priority=2, protocol=tc.ETH_P_ARP, match=IP_DESTINATION._replace(offset=24))
-        tc.add_pass_filter(a, priority=90, protocol=tc.ETH_P_IP, match=tc.Match(0x7F000000, 0xFF000000, 12))
+        tc.add_pass_filter(a, priority=90, protocol=tc.ETH_P_IP, matches=[tc.Match(0x7F000000, 0xFF000000, 12)])
         tc.add_redirect_filter(a, b, priority=100)
 
     run_in_netns(ours, configure)
@@ -189,7 +189,7 @@ FAULTS: list[tuple[Callable[[netlink.Link], object], str]] = [
     (lambda a: tc.ensure_ingress_qdisc(GONE), "`gone0` failed: No such device"),
     (lambda a: tc.add_redirect_filter(a, a, priority=1), "`a0` to `a0` failed: Invalid argument .*"),
     (
-        lambda a: tc.add_pass_filter(GONE, priority=1, protocol=tc.ETH_P_IP, match=tc.EVERYTHING),
+        lambda a: tc.add_pass_filter(GONE, priority=1, protocol=tc.ETH_P_IP, matches=[tc.EVERYTHING]),
         "`gone0` failed: No such device",
     ),
 ]  # fmt: skip

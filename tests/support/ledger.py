@@ -28,6 +28,7 @@ SHARED_FILES = re.compile(r"^(lock|last_reserved_ip\.\d+)$")
 # Chains that the portmap, firewall and bridge plugins make once per host; a machine's own chains have a hash in their names.
 SHARED_CHAINS = ("CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ", "CNI-FORWARD", "CNI-ADMIN")
 NETFILTER_TABLES = ("filter", "nat", "mangle", "raw", "security")
+FENCE_TABLE, FENCE_SHARED_SETS = "firebuild", ("bridges", "internals", "same")
 SHARED_NFT_TABLES = ("cni_hostport", "cni_plugins_masquerade")
 IPAM_FOLDER = Path("/var/lib/cni/networks")
 SETTLE_S = 15.0
@@ -203,6 +204,12 @@ def normalise_nftables(objects: Iterable[dict[str, dict[str, Any]]]) -> Iterator
             if kind == "metainfo" or (value.get("family") in ("ip", "ip6") and table in NETFILTER_TABLES):
                 continue
             if kind in ("table", "chain") and table in SHARED_NFT_TABLES:
+                continue
+            if table == FENCE_TABLE:
+                # Its frame stays, and what it knows of bridges that stay.
+                shared = kind != "set" or value["name"] in FENCE_SHARED_SETS
+                for element in () if shared else value.get("elem", ()):
+                    yield f"element {value['name']} {json.dumps(_without_counters(element), sort_keys=True)}"
                 continue
             yield f"{kind} {json.dumps(_without_counters(value), sort_keys=True)}"
 

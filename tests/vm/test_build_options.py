@@ -117,7 +117,10 @@ def test_everything_that_an_image_says_has_its_effect_in_the_machine(cli: Cli, c
         arguments += ["--pre-build-command", "id -u >/pre", "--post-build-command", "id -u >/post"]
         arguments += ["--metadata-file", tmp_path / "made.json", "--iidfile", tmp_path / "iid", "--ssh-user", "alpine"]
         built = cli.run(
-            *arguments, "--trust-host-ca", environment={"SSL_CERT_FILE": str(bundle)}, timeout_s=BUILD_TIMEOUT_S
+            *arguments,
+            "--trust-host-ca",
+            environment={"SSL_CERT_FILE": str(bundle), "FIREBUILD_BUILD_ALLOW": "host"},
+            timeout_s=BUILD_TIMEOUT_S,
         )
     assert built.status == 0, built.describe()
     for words in (
@@ -231,7 +234,7 @@ def test_two_builds_of_one_source_date_are_one_image(cli: Cli, context: Path, tm
         contexts = ["--build-context", f"base=docker-image://{base}", "--build-context", f"small={other}"]
         cli.ok(
             "build", context, "-t", tag, "--no-cache", *contexts, timeout_s=BUILD_TIMEOUT_S,
-            environment={"SOURCE_DATE_EPOCH": str(EPOCH)},
+            environment={"SOURCE_DATE_EPOCH": str(EPOCH), "FIREBUILD_BUILD_ALLOW": GATEWAY},
         )  # fmt: skip
         inspected: dict[str, Any] = cli.json("image", "inspect", tag)[0]
         return inspected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 from tests.support.cli import Cli
 from tests.vm.conftest import BASE
 
@@ -29,9 +31,22 @@ def _try_networks(cli: Cli) -> None:
     assert "00000000" not in [route[1] for route in routes]
     listen = "exec 3<>/dev/tcp/10.201.7.70/22 2>&1"
     assert "refused" in cli.run("exec", "net2", "--", "bash", "-c", listen).stderr
+    _attack_from_a_guest(cli)
     interfaces = cli.json("inspect", "net1")["NetworkInterfaces"]
     assert [each["StaticConfiguration"]["IPConfiguration"]["NetName"] for each in interfaces] == ["inner", "machines"]
     assert interfaces[0]["Addresses"] == ["10.201.7.70/24"]
     names = {machine["Name"] for machine in cli.json("network", "inspect", "inner")["Machines"].values()}
     assert names == {"net1", "net2"}
     assert "stop them first" in cli.refused("network", "rm", "inner").stderr
+
+
+def _attack_from_a_guest(cli: Cli) -> None:
+    """The host's services and a cloud's metadata, tried from a real guest; its own metadata service answers."""
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        port = server.getsockname()[1]
+        script = (
+            f'try() {{ timeout 5 bash -c "exec 3<>/dev/tcp/$1/$2" 2>/dev/null && echo open || echo closed; }}; '
+            f"try 192.168.127.1 {port}; try 169.254.170.2 80; try 169.254.169.254 80; try 10.201.7.1 {port}"
+        )
+        seen = cli.ok("exec", "net1", "--", "bash", "-c", script).split()
+        assert seen == ["closed", "closed", "open", "closed"]

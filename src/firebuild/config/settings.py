@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import msgspec
 from firebuild.config.profiles import Profile
 from firebuild.errors import ConfigError, FirebuildError
 from firebuild.layout import DEFAULT_PROFILE, default_run_folder, default_state_folder
-from firebuild.names import parse_size
+from firebuild.names import ALLOW_WORDS, parse_size
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -55,6 +56,8 @@ class Settings(msgspec.Struct, frozen=True):
     build_cpus: int
     build_disk_bytes: int
     build_network: str
+    build_allow: str
+    machine_allow: str
     root_disk_bytes: int
     cache_disk_bytes: int
     trust_host_ca: bool
@@ -86,6 +89,19 @@ def _seconds(text: str) -> float:
     if not 0 < value <= 86400:
         raise ValueError("it must be between 0 and 86400 seconds")
     return value
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a setting that has several, with commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _permits(text: str) -> str:
+    words = split_words(text)
+    for word in words:
+        if word not in ALLOW_WORDS:
+            ipaddress.ip_network(word, strict=False)
+    return ",".join(words)
 
 
 def _folder(text: str) -> str:
@@ -144,6 +160,10 @@ SETTINGS: tuple[Setting, ...] = (
             "size of a build machine's work disk (sparse)"),
     Setting("build_network", "build-network", ("FIREBUILD_BUILD_NETWORK",), str, "machine-builds",
             "the network of build machines"),
+    Setting("build_allow", "build-allow", ("FIREBUILD_BUILD_ALLOW",), _permits, "",
+            "what build machines may reach beside: host, private, networks, metadata, ranges; with commas"),
+    Setting("machine_allow", "machine-allow", ("FIREBUILD_MACHINE_ALLOW",), _permits, "",
+            "what machines may reach beside: host, networks, metadata, spoofing, ranges; with commas"),
     Setting("root_disk_bytes", "root-disk", ("FIREBUILD_ROOT_DISK",), parse_size, 8 << 30,
             "size of root disks (sparse)"),
     Setting("cache_disk_bytes", "cache-disk", ("FIREBUILD_CACHE_DISK",), parse_size, 16 << 30,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from firebuild.config.settings import split_words
 from firebuild.engine.core import Engine
 from firebuild.engine.kernels import get_boot
 from firebuild.engine.layers import load_layer_sizes
@@ -51,6 +52,7 @@ def open_machine(
         network=(wish.network or settings.build_network) if network else None,
         boot_timeout_s=settings.boot_timeout_s,
         work_bytes=wish.disk_bytes or settings.build_disk_bytes,
+        allow=split_words(settings.build_allow),
     )
     with open_build_machine(
         engine.machines, boot, size, kernel_name=kernel.name, kernel_args=DEFAULT_KERNEL_ARGS,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from firebuild.config.settings import split_words
 from firebuild.engine.bases import find_baseos
 from firebuild.engine.bootable import Report, ensure_image
 from firebuild.engine.core import Engine
@@ -139,6 +140,7 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
         kernel_args=request.kernel_args or DEFAULT_KERNEL_ARGS, disk_size_bytes=request.disk_size_bytes,
         root_mode=request.root_mode, init=plan_init(image, request), drives=drives, ports=list(request.ports),
         address=next((address for join in request.networks for address in join.addresses), None), joins=list(request.networks),
+        allow=split_words(engine.settings.machine_allow),
         env=dict(request.env), users=plan_users(image, request), entrypoint=plan_entrypoint(image, request),
         restart=request.restart, mmds=request.mmds, auto_remove=request.auto_remove,
         remover=find_identity(os.getpid()) if request.caller_removes else None,

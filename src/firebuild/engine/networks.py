@@ -61,6 +61,7 @@ def describe_network(engine: Engine, name: str) -> dict[str, Any]:
         "IPAM": ipam,
         "Internal": options.internal,
         "Isolated": options.isolated,
+        "Allow": list(options.allow),
         "Labels": dict(options.labels),
         "CreatedAtUTC": options.created_ns // 10**9 or None,
         "Machines": {machine: _describe_place(engine, machine, name) for machine in view.machines},

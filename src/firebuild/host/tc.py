@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from firebuild.host.netlink import NEW, NLM_F_ACK, Link, attribute, nested, request, text
@@ -29,11 +30,14 @@ _TC_ACT_STOLEN = 4
 _TCA_MIRRED_PARMS = 2
 _TCA_EGRESS_REDIR = 1
 # linux/if_ether.h
-ETH_P_ALL, ETH_P_IP, ETH_P_ARP = 0x0003, 0x0800, 0x0806
+ETH_P_ALL, ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0003, 0x0800, 0x0806, 0x86DD
 
 
 class Match(NamedTuple):
-    """32 bits of a packet, big-endian at `offset` bytes from its network header, that must equal `value` where `mask` has ones."""
+    """32 bits of a packet, big-endian at `offset` bytes from its network header, that must equal `value` where `mask` has ones.
+
+    Ethernet's header is before it: its source address at -8.
+    """
 
     value: int
     mask: int
@@ -68,9 +72,15 @@ def delete_ingress_qdisc(link: Link) -> None:
 
 
 def add_redirect_filter(
-    link: Link, target: Link, *, priority: int, protocol: int = ETH_P_ALL, match: Match = EVERYTHING
+    link: Link,
+    target: Link,
+    *,
+    priority: int,
+    protocol: int = ETH_P_ALL,
+    match: Match = EVERYTHING,
+    further: Sequence[Match] = (),
 ) -> None:
-    """What arrives at `link` leaves by `target`. Raises NetworkError.
+    """What arrives at `link` and has `match` and all `further` ones leaves by `target`. Raises NetworkError.
 
     `tc filter add dev <link> ingress prio … protocol … u32 match u32 <value> <mask> at <offset> action mirred egress redirect
     dev <target>`. `protocol`: an ethertype. Lower priorities come first.
@@ -80,26 +90,27 @@ def add_redirect_filter(
     options = nested(_TCA_ACT_OPTIONS, attribute(_TCA_MIRRED_PARMS, parameters))
     actions = nested(_TCA_U32_ACT, nested(1, text(_TCA_ACT_KIND, "mirred"), options))
     doing = f"redirecting the interface `{link.name}` to `{target.name}`"
-    _add_u32_filter(link, priority, protocol, match, actions, doing, "cls_u32 act_mirred")
+    _add_u32_filter(link, priority, protocol, (match, *further), actions, doing, "cls_u32 act_mirred")
 
 
-def add_pass_filter(link: Link, *, priority: int, protocol: int, match: Match) -> None:
+def add_pass_filter(link: Link, *, priority: int, protocol: int, matches: Sequence[Match]) -> None:
     """Matching packets go to the namespace's own stack, past later filters: `tc filter add … u32 match … `, without an action.
 
     A u32 filter without an action ends the classification with TC_ACT_OK; it needs no module beside u32, where `action drop`
     needs act_gact, which slim kernels lack. Raises NetworkError.
     """
     doing = f"adding a filter to the interface `{link.name}`"
-    _add_u32_filter(link, priority, protocol, match, b"", doing, "cls_u32")
+    _add_u32_filter(link, priority, protocol, matches, b"", doing, "cls_u32")
 
 
 def _add_u32_filter(
-    link: Link, priority: int, protocol: int, match: Match, actions: bytes, doing: str, modules: str
+    link: Link, priority: int, protocol: int, matches: Sequence[Match], actions: bytes, doing: str, modules: str
 ) -> None:
-    # struct tc_u32_sel (flags, offshift, nkeys, padding, offmask, off, offoff, hoff, hmask) with one struct tc_u32_key
-    # (mask and value big-endian, off, offmask).
-    selector = struct.pack("=BBBBHHhhI", _TC_U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0, 0)
-    selector += struct.pack(">II", match.mask, match.value & match.mask) + struct.pack("=ii", match.offset, 0)
+    # struct tc_u32_sel (flags, offshift, nkeys, padding, offmask, off, offoff, hoff, hmask) with a struct tc_u32_key
+    # (mask and value big-endian, off, offmask) for each match.
+    selector = struct.pack("=BBBBHHhhI", _TC_U32_TERMINAL, 0, len(matches), 0, 0, 0, 0, 0, 0)
+    for match in matches:
+        selector += struct.pack(">II", match.mask, match.value & match.mask) + struct.pack("=ii", match.offset, 0)
     options = nested(_TCA_OPTIONS, attribute(_TCA_U32_SEL, selector), actions)
     body = _message(link, 0, _INGRESS_PARENT, _filter_info(priority, protocol)) + text(_TCA_KIND, "u32") + options
     request(_RTM_NEWTFILTER, NEW, body, doing, modules=modules)

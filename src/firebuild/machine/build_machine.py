@@ -45,7 +45,7 @@ class BuildMachine(msgspec.Struct, frozen=True):
 class BuildMachineSize(msgspec.Struct, frozen=True):
     """How large a build machine is. `memory_mib`: MiB; `network`: a network's name, or None for none.
 
-    `work_bytes`: the work disk's size; it is sparse.
+    `allow`: what it may reach beside the outside. `work_bytes`: the work disk's size; it is sparse.
     """
 
     cpus: int
@@ -53,6 +53,7 @@ class BuildMachineSize(msgspec.Struct, frozen=True):
     network: str | None
     boot_timeout_s: float
     work_bytes: int
+    allow: Sequence[str] = ()
 
 
 @contextmanager
@@ -86,7 +87,7 @@ def open_build_machine(
     spec = MachineSpec(
         id=machine_id, name=f"build-{secrets.token_hex(6)}", kind="build", hostname="build", kernel=kernel_name,
         cpus=size.cpus, memory_mib=size.memory_mib, network=size.network, kernel_args=kernel_args, drives=drives,
-        mmds=False, boot_timeout_s=size.boot_timeout_s, labels={"purpose": purpose},
+        mmds=False, boot_timeout_s=size.boot_timeout_s, labels={"purpose": purpose}, allow=list(size.allow),
     )  # fmt: skip
 
     def make_work_disk(machine: MachineLayout) -> None:

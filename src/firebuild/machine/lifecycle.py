@@ -254,7 +254,7 @@ def _attach_networks(services: MachineServices, spec: MachineSpec, deadline: Dea
     return [
         attach_network(
             services.networks, machine_id=spec.id, network=join.network, number=number, addresses=join.addresses,
-            ports=spec.ports if number == 0 else (), deadline=deadline,
+            ports=spec.ports if number == 0 else (), allow=spec.allow, strict=spec.kind == "build", deadline=deadline,
         )
         for number, join in enumerate(spec.networks)
     ]  # fmt: skip

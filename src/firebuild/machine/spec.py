@@ -138,7 +138,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     `kind`: "run" or "build". `image`: the familiar reference; `image_digest`: its manifest's. `memory_mib`: MiB.
     `init`: direct (vminit is PID 1) or system (the image's own init is).
     `disk_size_bytes`: of the upper disk. `network`: a network's name, or None for none; `address`: its first static address.
-    `joins`: all networks, that one first. `env`: of the run; wins over the image's.
+    `joins`: all networks, that one first. `allow`: what it may reach beside what they allow. `env`: of the run; wins over the image's.
     `volumes`: folders that the image calls so. `users`: SSH public keys by user name.
     `auto_remove`: removed with everything once it has ended.
     `remover`: the command that follows it and removes it then; where that has died, it is as with `auto_remove`.
@@ -176,6 +176,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     profile: str = ""
     joins: list[NetworkJoin] = []
     mounts: list[MountSpec] = []
+    allow: list[str] = []
 
     @property
     def networks(self) -> list[NetworkJoin]:

@@ -18,7 +18,7 @@ from firebuild.host.deadline import Deadline
 from firebuild.host.locks import hold_lock
 from firebuild.host.marked import kill_marked_processes
 from firebuild.names import MachineId, PortMapping
-from firebuild.network import cni, dns, records, rules, tap
+from firebuild.network import cni, dns, fence, guard, records, rules, tap
 from firebuild.network.conflist import Network, NetworkSettings, find_network, get_network, list_networks
 from firebuild.network.ports import choose_ports
 from firebuild.network.records import Attachment, Progress, Record
@@ -48,16 +48,24 @@ def attach_network(
     ports: Sequence[PortMapping] = (),
     addresses: Sequence[str] = (),
     tap_owner: tuple[int, int] | None = None,
+    allow: Sequence[str] = (),
+    strict: bool = False,
     deadline: Deadline,
 ) -> Attachment:
     """Give a machine a namespace in a network, with a tap for its VMM; all of it, or none and an error.
 
     `number`: 0 for the machine's first network, which makes the namespace; the next ones get eth1, tap1, and so on in it.
     `addresses`: at most an IPv4 and an IPv6 one, with or without a prefix length. `tap_owner`: the (uid, gid) that may open the tap.
+    `allow`: what it may reach beside what the network allows (fence.parse_permit). `strict`: it is kept from other machines on
+    its bridge, and from private ranges but for its name servers.
     A record is written first. If undoing fails as well, it stays, and detach_network can be called again.
     Raises NotFoundError, ConflictError, UsageError, CniError, NetworkError, MissingProgramError, DeadlineError, HostError.
     """
     chosen = get_network(settings, network)
+    if strict and chosen.bridge is not None:
+        chosen = msgspec.structs.replace(chosen, options=msgspec.structs.replace(chosen.options, isolated=True))
+    permit = fence.parse_permit([*chosen.options.allow, *allow], strict=strict)
+    process.get_program("nft")
     record = _plan_record(chosen, machine_id, number, ports, addresses)
     cni.check_plugins(settings.bin_dirs, chosen.plugins)
     if chosen.needs_iptables():
@@ -72,7 +80,7 @@ def attach_network(
             record = msgspec.structs.replace(record, ports=choose_ports(settings, record.ports, deadline))
             records.save_record(settings, record)
         try:
-            return _set_up(settings, chosen, record, addresses, tap_owner, deadline)
+            return _set_up(settings, chosen, record, permit, addresses, tap_owner, deadline)
         except BaseException as error:
             _undo(settings, record, error)
             raise
@@ -195,6 +203,7 @@ def _set_up(
     settings: NetworkSettings,
     network: Network,
     record: Record,
+    permit: fence.Permit,
     addresses: Sequence[str],
     tap_owner: tuple[int, int] | None,
     deadline: Deadline,
@@ -218,10 +227,21 @@ def _set_up(
     _check_families(record, interface)
     if network.options.isolated:
         _isolate(network, interface)
-    link = netns.run_in_netns(record.netns, lambda: tap.join_tap(record.interface, record.tap, owner=tap_owner))
+    names, warnings = _load_names(interface)
+    if permit.strict:
+        permit = msgspec.structs.replace(permit, ranges=(*permit.ranges, *names.nameservers))
+    mac = netns.run_in_netns(record.netns, lambda: netlink.get_link(record.interface)).mac
+    place = _plan_place(network, record, interface, mac)
+    fence.raise_fence(place, permit, deadline)
+
+    def plan(mac: str) -> list[guard.Filter]:
+        return guard.plan_guard(mac, interface.addresses, metadata=permit.metadata, spoofing=permit.spoofing)
+
+    link = netns.run_in_netns(
+        record.netns, lambda: tap.join_tap(record.interface, record.tap, owner=tap_owner, plan=plan)
+    )
     if record.ports:
         rules.accept_published(record.machine_id, interface.addresses, deadline)
-    names, warnings = _load_names(interface)
     attachment = Attachment(
         machine_id=record.machine_id,
         network=record.network,
@@ -265,6 +285,16 @@ def _check_families(record: Record, interface: Interface) -> None:
                 f"the port {port} cannot be published: the network `{record.network}` has no such addresses",
                 hint="an IPv6 address of the host needs a network with IPv6",
             )
+
+
+def _plan_place(network: Network, record: Record, interface: Interface, mac: str) -> fence.Place:
+    own = [str(ipaddress.ip_interface(each).ip) for each in interface.addresses]
+    if any(":" in each for each in own):
+        own.append(str(guard.link_local(mac)))
+    options = network.options
+    return fence.Place(
+        record.machine_id, tuple(own), network.bridge, internal=options.internal, isolated=options.isolated
+    )
 
 
 def _isolate(network: Network, interface: Interface) -> None:
@@ -317,6 +347,7 @@ def _take_down(settings: NetworkSettings, record: Record, deadline: Deadline) ->
     failures = _delete_all(_invocation(settings, record), record, result, deadline)
     if record.ports:
         rules.remove_accept_published(machine_id, _known_addresses(record.network, result), deadline)
+    fence.lower_fence(machine_id, deadline)
     if failures:
         raise _combine(failures)
     if unclean:

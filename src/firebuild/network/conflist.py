@@ -38,11 +38,13 @@ class NetworkSettings(msgspec.Struct, frozen=True):
 class NetworkOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a configuration may say to firebuild, under its key `firebuild`. CNI leaves unknown keys alone.
 
-    `internal`: no way out of the network. `isolated`: its machines cannot reach each other. `created_ns`: Unix time.
+    `internal`: no way out of the network. `isolated`: its machines cannot reach each other. `allow`: what its machines may
+    reach beside (fence.parse_permit). `created_ns`: Unix time.
     """
 
     internal: bool = False
     isolated: bool = False
+    allow: list[str] = []
     labels: dict[str, str] = {}
     created_ns: int = 0
 

@@ -18,7 +18,7 @@ from firebuild.host.deadline import Deadline
 from firebuild.host.files import map_os_error, remove_tree, sync_folder, write_atomic
 from firebuild.host.locks import hold_lock
 from firebuild.host.routes import list_routes
-from firebuild.network import records
+from firebuild.network import fence, records
 from firebuild.network.attach import list_attachments
 from firebuild.network.conflist import NAME_PATTERN, Network, NetworkSettings, find_network, get_network, list_networks
 
@@ -40,6 +40,7 @@ class NetworkRequest(msgspec.Struct, frozen=True):
     ipv6: bool = False
     internal: bool = False
     isolated: bool = False
+    allow: Sequence[str] = ()
     labels: Mapping[str, str] = {}
 
 
@@ -50,6 +51,7 @@ def create_network(settings: NetworkSettings, request: NetworkRequest, *, deadli
     folder = _own_folder(settings)
     if not NAME_PATTERN.fullmatch(request.name) or len(request.name) > _NAME_MAX or request.name == "none":
         raise UsageError(f"`{request.name}` is not a network's name", hint="letters, digits, `_`, `.`, `-`; 60 at most")
+    fence.parse_permit(request.allow)
     records.ensure_folders(settings, request.name)
     try:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -81,6 +83,7 @@ def remove_network(settings: NetworkSettings, name: str, *, deadline: Deadline) 
         # The file goes last: until then the network is there, and removing it can be repeated.
         if network.bridge is not None:
             netlink.delete_link(network.bridge)
+            fence.remove_bridge(network.bridge, deadline)
         remove_tree(_leases_folder(network.path.parent) / name)
         try:
             network.path.unlink(missing_ok=True)
@@ -193,6 +196,8 @@ def plan_document(request: NetworkRequest, subnets: Sequence[tuple[Subnet, str]]
         plugins.append({"type": "portmap", "capabilities": {"portMappings": True}, "snat": True})
     plugins.append({"type": "firewall"})
     options: dict[str, Any] = {"created_ns": time.time_ns(), "labels": dict(request.labels)}
+    if request.allow:
+        options["allow"] = list(request.allow)
     options |= {name: True for name, value in (("internal", request.internal), ("isolated", request.isolated)) if value}
     return {"cniVersion": CNI_VERSION, "name": request.name, "firebuild": options, "plugins": plugins}
 

@@ -6,55 +6,62 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from firebuild.errors import HostError, NetworkError
 from firebuild.host import netlink, tc
+from firebuild.network.guard import FIRST_PRIORITY, Filter
 
 # linux/if_tun.h
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETGROUP = 0x400454CA, 0x400454CB, 0x400454CC, 0x400454CE
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x8000
 
-# Below this number there is room for filters that take packets out ahead of the redirect (the emulator's metadata: 1 and 2).
 REDIRECT_PRIORITY = 100
-LOOPBACK_PRIORITY = 90
-_IPV4_ADDRESS_OFFSETS = (12, 16)  # source, destination (RFC 791)
-_LOOPBACK, _LOOPBACK_MASK = 0x7F000000, 0xFF000000
 
 
 def quiet_namespace() -> None:
-    """Keep this thread's namespace from speaking IPv6 by itself: it holds the guest's MAC address, and is not the guest.
+    """Keep this thread's namespace from speaking IPv6 by itself, and from routing: it has the guest's addresses, and is not the guest.
 
-    A CNI plugin that gives eth0 an IPv6 address turns the protocol on for that interface again.
+    A CNI plugin that gives eth0 an IPv6 address turns the protocol on for that interface again. What the tap's filters keep
+    back goes to the namespace's own stack; a new namespace routes where its host does.
     """
-    for name in ("all", "default"):
-        path = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
+    settings = {"ipv4/ip_forward": "0", "ipv6/conf/all/forwarding": "0"}
+    settings |= {f"ipv6/conf/{name}/disable_ipv6": "1" for name in ("all", "default")}
+    for name, value in settings.items():
+        path = Path(f"/proc/sys/net/{name}")
         try:
-            path.write_text("1")
+            path.write_text(value)
         except FileNotFoundError:
-            return
+            continue  # a kernel without IPv6
         except OSError as error:
             raise NetworkError(f"writing `{path}` failed: {error.strerror}") from error
 
 
-def join_tap(interface: str, tap: str, *, owner: tuple[int, int] | None) -> netlink.Link:
+def join_tap(
+    interface: str, tap: str, *, owner: tuple[int, int] | None, plan: Callable[[str], Sequence[Filter]]
+) -> netlink.Link:
     """Make `tap` in this thread's namespace, owned by (uid, gid), and join it to `interface` both ways; returns the interface.
 
     The guest takes the interface's MAC and IP addresses. They stay on the interface: whatever arrives there is redirected
-    before the namespace's own stack sees it, and CNI plugins look for them on DEL. Raises NetworkError, HostError.
+    before the namespace's own stack sees it, and CNI plugins look for them on DEL. `plan` tells for the interface's MAC
+    address what the guest may send. Raises NetworkError, HostError.
     """
     link = netlink.get_link(interface)
     _make_tap(tap, owner)
     tap_link = netlink.get_link(tap)
     for each in (link, tap_link):
         tc.ensure_ingress_qdisc(each)
-    # The portmap plugin lets 127.0.0.0/8 cross the bridge (route_localnet), which would open the host's loopback services to
-    # a guest that writes such packets itself (compare CVE-2020-8558). They end in the namespace's own stack, as martians.
-    for number, offset in enumerate(_IPV4_ADDRESS_OFFSETS):
-        match = tc.Match(_LOOPBACK, _LOOPBACK_MASK, offset)
-        tc.add_pass_filter(tap_link, priority=LOOPBACK_PRIORITY + number, protocol=tc.ETH_P_IP, match=match)
+    for number, rule in enumerate(plan(link.mac), start=FIRST_PRIORITY):
+        if rule.passes:
+            first, *further = rule.matches
+            tc.add_redirect_filter(
+                tap_link, link, priority=number, protocol=rule.protocol, match=first, further=further
+            )
+        else:
+            # It ends in the namespace's own stack: `action drop` needs act_gact, which slim kernels lack.
+            tc.add_pass_filter(tap_link, priority=number, protocol=rule.protocol, matches=rule.matches)
     tc.add_redirect_filter(link, tap_link, priority=REDIRECT_PRIORITY)
-    tc.add_redirect_filter(tap_link, link, priority=REDIRECT_PRIORITY)
     netlink.set_link_up(tap_link, mtu=link.mtu)
     return link
 

@@ -11,6 +11,7 @@ import pytest
 
 from firebuild.host.netns import run_in_netns
 from firebuild.names import parse_port_mappings
+from firebuild.network.guard import FIRST_PRIORITY
 from tests.support.network_guest import ask, ip, ping, serve, start_guest
 
 from .conftest import Host
@@ -21,7 +22,7 @@ def first_address(addresses: list[str]) -> str:
 
 
 def test_a_guest_is_reached_and_reaches_out(host: Host) -> None:
-    attachment = host.attach()
+    attachment = host.attach(allow=["host"])
     address = first_address(attachment.addresses)
     with start_guest(attachment) as guest, serve(guest, 7000), serve(None, 7001), serve(host.outside, 7002):
         assert ping(address)
@@ -114,7 +115,7 @@ def test_a_port_published_on_loopback_is_closed_to_others(host: Host) -> None:
 
 def test_a_guest_cannot_reach_the_hosts_loopback_services(host: Host) -> None:
     """Publishing on 127.0.0.1 makes the bridge route 127.0.0.0/8; a guest's own such packets must not get in."""
-    attachment = host.attach(ports=parse_port_mappings("127.0.0.1:6399:6379"))
+    attachment = host.attach(ports=parse_port_mappings("127.0.0.1:6399:6379"), allow=["host"])
     assert Path("/proc/sys/net/ipv4/conf/machines0/route_localnet").read_text().strip() == "1"
     with start_guest(attachment) as guest, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 7003))
@@ -139,7 +140,7 @@ def test_a_guest_cannot_reach_the_hosts_loopback_services(host: Host) -> None:
         with pytest.raises(TimeoutError):
             server.recvfrom(100)
         # It is the filter that stops them: without it they arrive.
-        tc = ["tc", "-n", attachment.netns, "filter", "del", "dev", "tap0", "ingress", "prio", "91"]
+        tc = ["tc", "-n", attachment.netns, "filter", "del", "dev", "tap0", "ingress", "prio", str(FIRST_PRIORITY + 1)]
         subprocess.run(tc, check=True)
         run_in_netns(guest, attack)
         server.settimeout(20)

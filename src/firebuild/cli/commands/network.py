@@ -28,6 +28,9 @@ def network() -> None:
 @click.option("--ipv6", is_flag=True, help="An IPv6 subnet too, chosen where --subnet names none.")
 @click.option("--internal", is_flag=True, help="No way out of the network.")
 @click.option("--isolated", is_flag=True, help="Its machines cannot reach each other.")
+@click.option(
+    "--allow", multiple=True, help="What its machines may reach beside: host, networks, metadata, spoofing, a range."
+)
 @click.option("--label", "labels", multiple=True, help="Label K=V.")
 def create(name: str, labels: tuple[str, ...], **options: Any) -> None:
     """Make a network: a bridge with NAT. Prints its name."""
