@@ -19,12 +19,12 @@ def test_a_guest_that_stands_still(cli: Cli) -> None:
         "--from",
         BASE,
         "--boot-timeout",
-        "60",
+        "25",
         "--kernel-args",
         f"{NO_INIT} panic=0",
         *SLEEP,
     )
-    assert "60 s" in result.stderr, result.describe()
+    assert "25 s" in result.stderr, result.describe()
     assert "Kernel panic" in result.stderr, result.describe()
     assert "still1" not in cli.ok("ls", "-a")
 
