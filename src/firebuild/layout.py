@@ -83,6 +83,10 @@ class MachineLayout:
         """The disk of the machine's mount of that number, which holds a copy of a folder of the host."""
         return self.state / f"folder{number}.ext4"
 
+    def folder_manifest(self, number: int) -> Path:
+        """What that folder held when it and its disk were the same."""
+        return self.state / f"folder{number}.json"
+
     def check_lengths(self) -> None:
         """Raises PathTooLongError, naming the path, before anything exists."""
         for path in (self.api_socket, self.vsock, self.push_socket, self.control_socket):

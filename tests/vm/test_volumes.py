@@ -1,6 +1,9 @@
-"""Volumes with real guests: filled from the image, kept over crash, stop and start, shared by readers."""
+"""Volumes with real guests: filled from the image, kept over crash, stop and start, shared by readers; folders of the host."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 from tests.support.cli import Cli
 from tests.vm.conftest import BASE
@@ -41,3 +44,31 @@ def test_volumes_outlive_machines_and_crashes(cli: Cli) -> None:
         "run", "--rm", "--network", "none", "-v", f"vt-doc:{SEEDED}", "--from", BASE, "--", "ls", SEEDED,
     ) == "copyright\n"  # fmt: skip
     assert cli.ok("volume", "prune", "-f").splitlines()[0] == "vt-doc"
+
+
+def test_a_folder_goes_in_and_comes_back(cli: Cli, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    (work / "sub").mkdir(parents=True)
+    for name in ("same", "both", "gone", "sub/changed"):
+        (work / name).write_text("host\n")
+        os.chown(work / name, 1000, 1000)
+    script = "cd /work && echo guest > both && echo guest > sub/changed && rm gone && echo guest > new && sync && sleep 1000000"
+    result = cli.run(
+        "run", "-d", "--network", "none", "--name", "vt-folder", "-v", "./work:/work", "--sync-back", "--from", BASE, "--",
+        "/bin/sh", "-c", script, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.status == 0 and "cannot share a folder" in result.stderr, result.describe()
+    cli.ok("exec", "vt-folder", "--", "/bin/sh", "-c", "until test -s /work/new; do sleep 0.1; done; sync")
+    (work / "both").write_text("changed here\n")
+    # Killed: the helper's kernel replays the journal.
+    cli.ok("kill", "--signal", "KILL", "vt-folder")
+    assert "not copied back yet" in cli.refused("rm", "vt-folder").stderr
+    told = cli.run("wait", "vt-folder")
+    assert "both has changed on the host too" in told.stderr, told.describe()
+    machine = cli.json("inspect", "vt-folder")["VMMID"]
+    assert {str(path.relative_to(work)): path.read_text() for path in work.rglob("*") if path.is_file()} == {
+        "same": "host\n", "both": "changed here\n", f"both.{machine}": "guest\n", "gone": "host\n", "new": "guest\n",
+        "sub/changed": "guest\n",
+    }  # fmt: skip
+    assert (work / "sub/changed").stat().st_uid == 1000
+    cli.ok("rm", "vt-folder")

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import click
 
-from firebuild.cli.output import print_error
+from firebuild.cli.output import note, print_error
 from firebuild.engine.core import Engine
 from firebuild.errors import FirebuildError
+
+if TYPE_CHECKING:
+    from firebuild.engine.folders import Synced
+
+
+def note_synced(results: Iterable[Synced]) -> None:
+    """Say what was copied back."""
+    from firebuild.engine.folders import describe_synced
+
+    for result in results:
+        for line in describe_synced(result):
+            note(line)
 
 
 def each_machine(names: Iterable[str], act: Callable[[Engine, str], object]) -> int:

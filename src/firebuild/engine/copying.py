@@ -108,7 +108,7 @@ def copy_from_guest(vsock: Path, source: str, target: str, options: CopyOptions)
 def land(pieces: Iterator[bytes], top: str, place: Place, kind: str, options: CopyOptions) -> Copied:
     """Write what a guest sends, a tar of which all names begin with `top`, to its place. Raises GuestError for a tar that is
     something else, ConflictError, HostError."""
-    source = _Pieces(pieces, options.progress)
+    source = Pieces(pieces, options.progress)
     reader = TarReader(source.read, "what the guest sent", _LIMITS)
     entries = size = 0
     with Landing(Path(place.folder)) as landing:
@@ -163,10 +163,10 @@ def _path_below(entry: TarEntry, top: str, name: str) -> str:
     return "/".join(part for part in (name, rest) if part)
 
 
-class _Pieces:
+class Pieces:
     """A stream's pieces, to be read by number of bytes."""
 
-    def __init__(self, pieces: Iterator[bytes], progress: Progress) -> None:
+    def __init__(self, pieces: Iterator[bytes], progress: Progress = lambda done, total: None) -> None:
         self._pieces = pieces
         self._progress = progress
         self._rest = memoryview(b"")

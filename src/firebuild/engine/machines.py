@@ -13,6 +13,7 @@ from firebuild.engine.bases import find_baseos
 from firebuild.engine.bootable import Report, ensure_image
 from firebuild.engine.core import Engine
 from firebuild.engine.disks import ensure_root_disk
+from firebuild.engine.folders import Synced, fill_disks, needs_sync, note_folders, sync_back
 from firebuild.engine.kernels import get_boot
 from firebuild.engine.space import require_room
 from firebuild.engine.volumes import ensure, plan_drives
@@ -86,6 +87,7 @@ class RunRequest(msgspec.Struct, frozen=True):
     labels: dict[str, str] = {}
     restart: RestartPolicy = RestartPolicy()
     mounts: Sequence[MountRequest] = ()
+    sync_back: bool = False
     pull: str = "missing"
     access: Access = Access(retries=1)
 
@@ -128,8 +130,9 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
             DriveSpec("upper", str(paths.upper_disk), read_only=False),
         ]
     plan_mounts(request.mounts)
-    ensure(engine, request.mounts, report)
     more, mounts = plan_drives(engine, request.mounts, paths)
+    ensure(engine, request.mounts, report)
+    note_folders(request.mounts, sync_back=request.sync_back, report=report)
     drives += more
     spec = MachineSpec(
         id=machine_id, name=name, kind="run",
@@ -143,10 +146,11 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
         allow=split_words(engine.settings.machine_allow),
         env=dict(request.env), users=plan_users(image, request), entrypoint=plan_entrypoint(image, request),
         restart=request.restart, mmds=request.mmds, auto_remove=request.auto_remove,
-        remover=find_identity(os.getpid()) if request.caller_removes else None,
+        # A killed command must not take with it what was to be copied back.
+        remover=find_identity(os.getpid()) if request.caller_removes and not request.sync_back else None,
         stop_timeout_s=DEFAULT_STOP_TIMEOUT_S if request.stop_timeout_s is None else request.stop_timeout_s,
         boot_timeout_s=request.boot_timeout_s or engine.settings.boot_timeout_s, labels=dict(request.labels),
-        profile=engine.settings.profile, volumes=sorted(image.config.config.volumes), mounts=mounts,
+        profile=engine.settings.profile, volumes=sorted(image.config.config.volumes), mounts=mounts, sync_back=request.sync_back,
     )  # fmt: skip
 
     def make_disks(machine: MachineLayout) -> None:
@@ -154,6 +158,7 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
             copy_sparse(disk.path, machine.root_copy)
         else:
             make_blank(machine.upper_disk, spec.disk_size_bytes, journal=True, label="upper")
+        fill_disks(engine, spec, machine)
 
     return start_machine(engine.machines, spec, boot, prepare=make_disks)
 
@@ -176,6 +181,12 @@ def _check(request: RunRequest) -> None:
             raise UsageError(f"`{name}` is not the name of an environment variable")
     if request.restart.name != "no" and (request.auto_remove or request.caller_removes):
         raise UsageError("--restart and --rm: choose one", hint="a machine that is removed at its end is not restarted")
+    if request.sync_back and not any(mount.is_folder and not mount.read_only for mount in request.mounts):
+        raise UsageError("--sync-back without a folder to copy back", hint="give one with -v ./FOLDER:/PATH")
+    if request.sync_back and request.auto_remove:
+        raise UsageError(
+            "--sync-back, --rm and -d: what is removed at its end cannot be copied back", hint="leave out --rm or -d"
+        )
     if not request.networks and request.ports:
         raise UsageError("ports can only be published on a network", hint="leave out --network none, or -p")
     names = [join.network for join in request.networks]
@@ -271,11 +282,23 @@ def end_machine(engine: Engine, name: str, *, timeout_s: float | None) -> Machin
     return record
 
 
+def settle_folders(engine: Engine, name: str) -> list[Synced]:
+    """Copy the folders of a machine back, where it has ended and they are still to be. Also of one that is not there any more."""
+    record = engine.machines.records.find(name)
+    return sync_back(engine, record.spec.id) if record is not None and needs_sync(engine, record) else []
+
+
 def remove(engine: Engine, name: str, *, force: bool) -> MachineRecord:
-    """Remove an ended machine with its disk and logs; with `force` a running one is killed first."""
+    """Remove an ended machine with its disk and logs; with `force` a running one is killed first, and folders that were to
+    be copied back are not."""
     record = engine.machines.records.get(name)
     if force:
         stop_machine(engine.machines, record, timeout_s=0)
+    elif needs_sync(engine, record):
+        raise MachineError(
+            f"the folders of the machine {record.spec.name} are not copied back yet",
+            hint=f"`firebuild wait {record.spec.name}` does that; `rm -f` gives its changes up",
+        )
     remove_machine(engine.machines, record)
     return record
 
@@ -294,6 +317,7 @@ def purge(engine: Engine) -> tuple[list[str], list[str], list[FirebuildError]]:
         if record.state not in ENDED:
             continue
         try:
+            settle_folders(engine, record.spec.id)
             remove_machine(engine.machines, record)
             removed.append(record.spec.name)
         except FirebuildError as error:

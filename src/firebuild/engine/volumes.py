@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 
 from firebuild.engine.core import Engine
+from firebuild.engine.folders import check_folder
 from firebuild.errors import BusyError, FirebuildError, UsageError
 from firebuild.layout import MachineLayout
 from firebuild.machine.claims import find_users, hold_volumes
@@ -113,25 +112,20 @@ def ensure(engine: Engine, requests: Sequence[MountRequest], report: Callable[[s
 def plan_drives(
     engine: Engine, requests: Sequence[MountRequest], machine: MachineLayout
 ) -> tuple[list[DriveSpec], list[MountSpec]]:
-    """The drives behind the root's, and where they are mounted. Raises UsageError."""
+    """The drives behind the root's, and where they are mounted. Raises UsageError, NotFoundError."""
     drives: list[DriveSpec] = []
     mounts: list[MountSpec] = []
     for number, request in enumerate(plan_mounts(requests)):
-        if request.is_folder:
-            raise UsageError(
-                f"`{request.source}` is a folder of the host: a microVM cannot share one",
-                hint="copy it in with `firebuild cp`, or name a volume",
-            )
         drive_id = f"volume{number}"
         if request.is_folder:
             path, volume = machine.folder_disk(number), ""
         else:
             path, volume = open_store(engine).disk(request.source), request.source
-        drives.append(DriveSpec(drive_id, str(path), request.read_only, durable=True))
+        drives.append(DriveSpec(drive_id, str(path), request.read_only, durable=not request.is_folder))
         mounts.append(
             MountSpec(
                 drive_id, request.target, request.read_only, request.seed and not request.read_only, volume,
-                str(Path(os.path.expanduser(request.source)).absolute()) if request.is_folder else "",
+                str(check_folder(engine, request)) if request.is_folder else "",
             )
         )  # fmt: skip
     return drives, mounts

@@ -16,6 +16,9 @@ from firebuild.guest.exec import ExecSession, Output
 from firebuild.guest.frames import FrameType, violation
 from firebuild.guest.mounts import Mount
 from firebuild.guest.stream import GuestStream, open_stream
+from firebuild.host.deadline import Deadline
+
+_PATIENCE_S = 60.0
 
 __all__ = ["BuildGuest", "CopyItem", "LayerCounts", "RunSpec", "TreeEntry"]
 
@@ -225,6 +228,22 @@ class BuildGuest:
     def export_tree(self, stack: Sequence[str], write: Callable[[bytes], object]) -> LayerCounts:
         """Hand the merged tree of `stack` as a tar to `write`."""
         return self._take({"op": "tree-export", "stack": list(stack)}, write)
+
+    @contextmanager
+    def open_export(self, stack: Sequence[str]) -> Iterator[Iterator[bytes]]:
+        """As export_tree, in pieces as they come. Between two of them the guest may take a minute."""
+
+        def deadline() -> Deadline:
+            return Deadline(_PATIENCE_S, "waiting for what the guest sends")
+
+        with open_stream(self._vsock, {"op": "tree-export", "stack": list(stack)}) as stream:
+
+            def pieces() -> Iterator[bytes]:
+                while payload := stream.expect(FrameType.DATA, deadline()).payload:
+                    yield payload
+                get_counts(stream, deadline())
+
+            yield pieces()
 
     def stat(self, stack: Sequence[str], path: str, read_bytes: int = 0, list_entries: int = 0) -> TreeEntry:
         """What stands at `path` in `stack`, links followed inside it, with up to `read_bytes` of its content, or the first

@@ -143,6 +143,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     `auto_remove`: removed with everything once it has ended.
     `remover`: the command that follows it and removes it then; where that has died, it is as with `auto_remove`.
     `profile`: the profile that it belongs to. `mounts`: in the order in which they are mounted.
+    `sync_back`: its folders of the host are copied back when it has ended.
     """
 
     id: MachineId
@@ -177,6 +178,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     joins: list[NetworkJoin] = []
     mounts: list[MountSpec] = []
     allow: list[str] = []
+    sync_back: bool = False
 
     @property
     def networks(self) -> list[NetworkJoin]:

@@ -253,8 +253,10 @@ def make_blank(
     seed = hashlib.sha256(f"firebuild {label}{identity}".encode()).digest()
     file_system, hash_seed = uuid.UUID(bytes=seed[:16], version=4), uuid.UUID(bytes=seed[16:], version=4)
     features = _FEATURES + (",has_journal" if journal else "")
+    owner = content.stat() if content else None
+    root_owner = f"{owner.st_uid}:{owner.st_gid}" if owner else "0:0"
     # The file is a hole from end to end: nothing has to be zeroed, now or by the guest's kernel later.
-    extended = f"hash_seed={hash_seed},root_owner=0:0,nodiscard,lazy_itable_init=0,assume_storage_prezeroed=1"
+    extended = f"hash_seed={hash_seed},root_owner={root_owner},nodiscard,lazy_itable_init=0,assume_storage_prezeroed=1"
     make_sparse(path, size_bytes)
     try:
         run(

@@ -6,7 +6,7 @@ import click
 
 from firebuild.cli.options import machine_arguments, machine_name, machine_names
 from firebuild.cli.output import note, print_error
-from firebuild.cli.several import each_machine
+from firebuild.cli.several import each_machine, note_synced
 from firebuild.engine.core import Engine
 from firebuild.errors import FirebuildError, NotFoundError, UsageError
 
@@ -63,12 +63,15 @@ def resume(machines: tuple[str, ...], vmm_ids: tuple[str, ...]) -> int:
 def wait(machines: tuple[str, ...], vmm_ids: tuple[str, ...]) -> int:
     """Wait until machines have ended, and print the exit code of each: 125 where the entrypoint left none."""
     from firebuild.engine import life
+    from firebuild.engine.machines import settle_folders
 
     status = 0
     with Engine() as engine:
         for name in machine_names(machines, vmm_ids):
             try:
+                machine_id = engine.machines.records.get(name).spec.id
                 code = life.wait(engine, name)
+                note_synced(settle_folders(engine, machine_id))
             except FirebuildError as error:
                 print_error(error)
                 status = 1

@@ -6,7 +6,7 @@ import click
 
 from firebuild.cli.options import machine_names
 from firebuild.cli.output import note, print_error
-from firebuild.cli.several import each_machine
+from firebuild.cli.several import each_machine, note_synced
 from firebuild.engine.core import Engine
 
 
@@ -39,9 +39,13 @@ def kill(machines: tuple[str, ...], vmm_ids: tuple[str, ...], timeout_s: float, 
 
 
 def _end(names: list[str], timeout_s: float | None) -> int:
-    from firebuild.engine.machines import end_machine
+    from firebuild.engine.machines import end_machine, settle_folders
 
-    return each_machine(names, lambda engine, name: end_machine(engine, name, timeout_s=timeout_s))
+    def end(engine: Engine, name: str) -> None:
+        machine_id = end_machine(engine, name, timeout_s=timeout_s).spec.id
+        note_synced(settle_folders(engine, machine_id))
+
+    return each_machine(names, end)
 
 
 @click.command()

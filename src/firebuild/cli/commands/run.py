@@ -16,6 +16,7 @@ from firebuild.cli.options import START_FAILURES, parse_environment
 from firebuild.cli.output import note, print_error, write_output
 from firebuild.cli.progress import open_meter
 from firebuild.cli.retired import RUN_OPTIONS, retired_options
+from firebuild.cli.several import note_synced
 from firebuild.engine.core import Engine
 from firebuild.errors import DeadlineError, GuestError, UsageError
 from firebuild.host.deadline import Deadline
@@ -86,12 +87,13 @@ _SIGNAL_S = 5.0
 )
 @click.option(
     "--volume", "-v", "volumes", multiple=True, metavar="NAME:/PATH[:ro]",
-    help="A folder of the machine on a named volume, made where it is missing.",
+    help="A folder of the machine on a named volume, made where it is missing; or ./FOLDER:/PATH: a copy of that folder.",
 )  # fmt: skip
 @click.option(
     "--mount", "mounts", multiple=True, metavar="type=volume,source=NAME,target=/PATH",
     help="The same in Docker's other words; with readonly, volume-nocopy.",
 )  # fmt: skip
+@click.option("--sync-back", is_flag=True, help="Copy folders given with -v back when the machine has ended.")
 @click.option("--disk-size", default="8g", show_default=True, help="Size of the machine's own writable disk (sparse).")
 @click.option(
     "--root-mode", default="overlay", show_default=True, help="overlay, or copy: a private copy of the root disk."
@@ -152,6 +154,7 @@ def run(**options: Any) -> int:
         networks=_plan_joins(options),
         ports=[mapping for text in options["ports"] for mapping in parse_port_mappings(text)],
         mounts=[*map(parse_volume_option, options["volumes"]), *map(parse_mount_option, options["mounts"])],
+        sync_back=options["sync_back"],
         env=parse_environment(options["env_file"], options["env"]),
         ssh_keys=_load_keys(options["identity_file"]),
         ssh_users=options["ssh_users"],
@@ -259,7 +262,7 @@ def _load_keys(files: tuple[str, ...]) -> str:
 
 def _follow(engine: Engine, machine_id: str, *, remove: bool) -> int:
     """Show the machine's output until it has ended; returns the entrypoint's exit status."""
-    from firebuild.engine.machines import end_machine, note_end
+    from firebuild.engine.machines import end_machine, note_end, settle_folders
     from firebuild.engine.machines import remove as remove_machine
     from firebuild.machine.logs import follow_entries
     from firebuild.machine.supervisor import read_tail
@@ -278,6 +281,7 @@ def _follow(engine: Engine, machine_id: str, *, remove: bool) -> int:
     except KeyboardInterrupt:
         _stop(engine, machine_id, record.spec.name)
     note_end(engine, machine_id)
+    note_synced(settle_folders(engine, machine_id))
     ended = engine.machines.records.get(machine_id)
     status = ended.progress.exit_code
     if status is None:
