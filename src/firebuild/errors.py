@@ -169,7 +169,7 @@ def damaged_blob(digest: str, found: str) -> StoreError:
     """The error of whoever reads a blob that is not what its name says. `found`: the digest that its bytes have."""
     return StoreError(
         f"the blob {digest} is damaged: its content has the digest {found}",
-        hint="`firebuild fsck --repair` sets it aside; then pull or build the image again",
+        hint="pull, load or build the image again; `firebuild fsck --repair` finds and sets aside whatever else is damaged",
     )
 
 

@@ -59,12 +59,12 @@ class Access(msgspec.Struct, frozen=True):
 _REASONS = (
     (r"no space left on device|disk quota exceeded", "disk-full", None),
     (
-        r"unauthorized|authentication required|invalid username/password|denied|status(?: code)?:? 40[13]|40[13] Forbidden",
+        r"unauthorized|authentication required|invalid username/password|denied|status(?: ?code)?:? 40[13]|40[13] Forbidden",
         "unauthorized",
         "log in with `firebuild login REGISTRY`, or name the credentials with --authfile; a private or misspelt repository looks the same",
     ),
     (
-        r"manifest unknown|name unknown|repository name not known|not found|status(?: code)?:? 404",
+        r"manifest unknown|name unknown|repository name not known|not found|status(?: ?code)?:? 404",
         "not-found",
         "check the name and the tag",
     ),
@@ -81,7 +81,7 @@ _REASONS = (
     (r"digest .*(?:mismatch|does not match|did not match)|does not match|unexpected EOF|corrupt", "damaged", None),
     (
         r"connection refused|no such host|i/o timeout|dial tcp|network is unreachable|no route to host|TLS handshake timeout"
-        r"|connection reset|server misbehaving|proxyconnect|context deadline exceeded|status(?: code)?:? 5\d\d|: EOF",
+        r"|connection reset|server misbehaving|proxyconnect|context deadline exceeded|status(?: ?code)?:? 5\d\d|: EOF",
         "unreachable",
         "check the network and the registry's name, or bring the image as a file: `firebuild image import`",
     ),

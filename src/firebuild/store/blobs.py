@@ -5,7 +5,7 @@
 <store>/index.lock              flock: held while index.json is rewritten
 <store>/blobs/sha256/<hex>      complete, verified, 0444
 <store>/ingest/<random>         not complete yet; its writer holds a flock on it, so what is unlocked there is garbage
-<store>/quarantine/<hex>        damaged blobs that fsck set aside
+<store>/quarantine/<hex>.<random>   damaged blobs that fsck set aside, or who brought the sound one
 
 OCI image-spec, image-layout.md and descriptor.md.
 """
@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -273,17 +273,33 @@ class BlobStore:
 
     def _publish(self, descriptor: int, path: Path, digest: Digest, size: int) -> None:
         target = self.path(digest)
-        try:
-            if target.stat().st_size == size:
+        with suppress(FileNotFoundError):
+            if self._is_whole(digest, size):
                 os.utime(target)  # fresh again: a collector with a grace period must not take it now
                 _discard(path)
                 return
-        except FileNotFoundError:
-            pass
+            # A link, not a move: the name leads to the damaged bytes until it leads to the sound ones.
+            aside = self._quarantine / f"{digest[7:]}.{secrets.token_hex(4)}"
+            os.link(target, aside)
+            logger.warning("the blob %s was damaged: it is set aside as `%s` and replaced", digest, aside)
         os.fchmod(descriptor, 0o444)
         os.fsync(descriptor)
         os.rename(path, target)
         sync_folder(self._blobs)
+
+    def _is_whole(self, digest: Digest, size: int) -> bool:
+        """Whether the stored bytes are those of the digest. Who brings a blob anew has the sound bytes at hand, and nobody
+        else may have looked at these since they came. Raises FileNotFoundError."""
+        import hashlib
+
+        with open(self.path(digest), "rb") as file:
+            if os.fstat(file.fileno()).st_size != size:
+                return False
+            try:
+                return hashlib.file_digest(file, "sha256").hexdigest() == digest[7:]
+            except OSError as error:
+                logger.warning("the blob %s cannot be read: %s", digest, error.strerror)
+                return False
 
     def remove(self, digest: Digest) -> None:
         """Remove a blob; absent is fine. Only garbage collection calls this. Raises HostError."""

@@ -28,6 +28,10 @@ PREFIX = 'time="2026-01-01T00:00:00Z" level=fatal msg="initializing source docke
         (PREFIX + 'choosing an image from manifest list: no image found in manifest list for architecture s390x"', "platform"),
         (PREFIX + 'writing blob: Digest did not match, expected sha256:a, got sha256:b"', "damaged"),
         (PREFIX + 'writing blob: write /x: no space left on device"', "disk-full"),
+        # A registry that answers with a status and nothing else.
+        (PREFIX + 'reading manifest 1 in registry.example/x: StatusCode: 404, \\n"', "not-found"),
+        (PREFIX + 'reading manifest 1 in registry.example/x: StatusCode: 403, \\n"', "unauthorized"),
+        (PREFIX + 'fetching blob: StatusCode: 502, \\n"', "unreachable"),
         ("something else entirely", "other"),
         ("", "other"),
     ],

@@ -120,6 +120,44 @@ def test_a_truncated_blob_is_replaced_by_a_whole_one(blobs: BlobStore) -> None:
     assert blobs.read(descriptor.digest) == b"whole"
 
 
+@pytest.mark.parametrize("damage", [b"whore", b"whole\0", b"whol", b""])
+@pytest.mark.parametrize("way", ["put", "adopt"])
+def test_who_brings_a_damaged_blob_anew_mends_it(
+    blobs: BlobStore, caplog: pytest.LogCaptureFixture, damage: bytes, way: str
+) -> None:
+    digest = blobs.put(b"whole", "t").digest
+    path = blobs.path(digest)
+    path.chmod(0o600)
+    path.write_bytes(damage)
+    if way == "put":
+        blobs.put(b"whole", "t")
+    else:
+        with blobs.stage_folder() as stage:
+            (stage / "x").write_bytes(b"whole")
+            blobs.adopt(stage / "x", digest, 5, "t")
+    assert blobs.read(digest) == b"whole" and path.stat().st_mode & 0o777 == 0o444
+    (aside,) = (blobs.root / "quarantine").iterdir()
+    assert aside.read_bytes() == damage and aside.name.startswith(digest[7:])
+    assert digest in caplog.text and str(aside) in caplog.text
+    assert ingest_names(blobs) == []
+
+
+def test_a_damaged_blob_stays_where_it_is_until_the_sound_one_is_durable(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = blobs.put(b"whole", "t").digest
+    blobs.path(digest).chmod(0o600)
+    blobs.path(digest).write_bytes(b"whore")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(HostError):
+        blobs.put(b"whole", "t")
+    assert blobs.path(digest).read_bytes() == b"whore" and ingest_names(blobs) == []
+
+
 def test_an_unknown_layout_version_is_refused(blobs: BlobStore) -> None:
     (blobs.root / "oci-layout").write_text('{"imageLayoutVersion":"9.0.0"}')
     with pytest.raises(StoreError, match=r"layout version `9\.0\.0`"):
