@@ -97,6 +97,10 @@ class MachineLayout:
                 )
 
 
+# Bridges are the host's, not a profile's, and so are the resolvers on them.
+NAMES_FOLDER = Path("/run/firebuild-names")
+
+
 class Layout:
     """All host paths of one profile. Creating the object touches nothing; `ensure` makes the folders."""
 

@@ -21,15 +21,16 @@ from typing import Any
 
 Snapshot = Mapping[str, frozenset[str]]
 
-PROGRAMS = ("firecracker-emulator", "firebuild-supervisor", "qemu-system-", "firecracker", "jailer")
+PROGRAMS = ("firecracker-emulator", "dnsmasq", "firebuild-supervisor", "qemu-system-", "firecracker", "jailer")
 SHARED_BRIDGES = ("builds0", "machines0")
 # host-local IPAM keeps these two beside its leases (CNI plugins, host-local, backend/disk).
 SHARED_FILES = re.compile(r"^(lock|last_reserved_ip\.\d+)$")
 # Chains that the portmap, firewall and bridge plugins make once per host; a machine's own chains have a hash in their names.
 SHARED_CHAINS = ("CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ", "CNI-FORWARD", "CNI-ADMIN")
 NETFILTER_TABLES = ("filter", "nat", "mangle", "raw", "security")
-FENCE_TABLE, FENCE_SHARED_SETS = "firebuild", ("bridges", "internals", "same")
+FENCE_TABLE, FENCE_SHARED_SETS = "firebuild", ("bridges", "internals", "same", "servers4", "servers6")
 SHARED_NFT_TABLES = ("cni_hostport", "cni_plugins_masquerade")
+NAMES_FOLDER = Path("/run/firebuild-names")
 IPAM_FOLDER = Path("/var/lib/cni/networks")
 SETTLE_S = 15.0
 
@@ -40,7 +41,7 @@ class Watch:
 
     state: Path
     run: Path
-    folders: tuple[Path, ...] = field(default=(IPAM_FOLDER,))
+    folders: tuple[Path, ...] = field(default=(IPAM_FOLDER, NAMES_FOLDER))
 
     def find_files(self) -> Iterator[str]:
         """What may not be left when no machine is; images, kernels and caches may stay."""

@@ -147,3 +147,36 @@ def ping(address: str, *, timeout_s: float = 20.0) -> bool:
                     return True
         except OSError:
             return False
+
+
+def resolve(
+    namespace: str | None, server: str, name: str, *, version: int = 4, timeout_s: float = 20.0
+) -> list[str] | None:
+    """The addresses that a name server tells for a name (RFC 1035, over UDP), sorted; None where it knows no such name. Raises OSError."""
+    kind = 1 if version == 4 else 28
+    labels = b"".join(bytes((len(label),)) + label.encode() for label in name.split(".")) + b"\0"
+    question = struct.pack(">HHHHHH", 0x4642, 0x0100, 1, 0, 0, 0) + labels + struct.pack(">HH", kind, 1)
+
+    def ask_it() -> bytes:
+        with socket.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(timeout_s)
+            client.connect((server, 53))
+            client.send(question)
+            return client.recv(4096)
+
+    answer = ask_it() if namespace is None else run_in_netns(namespace, ask_it)
+    flags, _, count = struct.unpack_from(">HHH", answer, 2)
+    if flags & 0xF == 3:
+        return None
+    if flags & 0xF:
+        raise OSError(f"the name server answered with code {flags & 0xF}")
+    found: list[str] = []
+    offset = len(question)
+    for _ in range(count):
+        # The name is a pointer of two bytes in dnsmasq's answers.
+        given, _, _, length = struct.unpack_from(">HHIH", answer, offset + 2)
+        data = answer[offset + 12 : offset + 12 + length]
+        if given == kind:
+            found.append(socket.inet_ntop(socket.AF_INET if version == 4 else socket.AF_INET6, data))
+        offset += 12 + length
+    return sorted(found)

@@ -21,7 +21,12 @@ def _try_networks(cli: Cli) -> None:
     assert cli.ok("network", "create", "inner", "--internal", "--subnet", "10.201.7.0/24").strip() == "inner"
     sleep = ("--from", BASE, "--", "sleep", "1000")
     cli.ok("run", "-d", "--name", "net1", "--network", "inner:ip=10.201.7.70", "--network", "machines", *sleep)
-    cli.ok("run", "-d", "--name", "net2", "--network", "inner", *sleep)
+    cli.ok("run", "-d", "--name", "net2", "--network", "inner:alias=second", "--network-alias", "the-other", *sleep)
+    look = 'for name in net1 NET1 net2 second the-other; do getent ahostsv4 "$name" | head -n 1; done'
+    first, second = "10.201.7.70", cli.json("inspect", "net2")["NetworkInterfaces"][0]["Addresses"][0].partition("/")[0]
+    for machine in ("net1", "net2"):
+        seen = [line.split()[0] for line in cli.ok("exec", machine, "--", "sh", "-c", look).splitlines()]
+        assert seen == [first, first, second, second, second]
     assert "is named twice" in cli.refused("run", "--network", "inner", "--network", "inner", *sleep).stderr
     routes = [line.split() for line in cli.ok("exec", "net1", "--", "cat", "/proc/net/route").splitlines()[1:]]
     assert [route[0] for route in routes if route[1] == "00000000"] == ["eth1"]

@@ -14,7 +14,7 @@ from firebuild.config.current import current_settings
 from firebuild.config.settings import Settings
 from firebuild.host.deadline import Deadline
 from firebuild.host.locks import hold_lock
-from firebuild.layout import Layout
+from firebuild.layout import NAMES_FOLDER, Layout
 
 if TYPE_CHECKING:
     from firebuild.build.sources.httpcache import HttpCache
@@ -186,6 +186,7 @@ class Engine:
             conf_dirs=tuple(Path(part) for part in self.settings.cni_conf_dir.split(":") if part),
             cache_dir=Path(self.settings.cni_cache_dir) if self.settings.cni_cache_dir else self.layout.cni,
             own_dir=self.layout.networks,
+            names_dir=NAMES_FOLDER,
         )
 
     @cached_property

@@ -40,6 +40,7 @@ from firebuild.machine.spec import (
 )
 from firebuild.machine.state import ENDED, MachineRecord, State
 from firebuild.names import PortMapping, new_machine_id, parse_hostname, parse_machine_name, parse_reference
+from firebuild.network.attach import find_attachments
 from firebuild.store.disks import make_blank
 from firebuild.store.images import Image
 
@@ -160,7 +161,11 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
             make_blank(machine.upper_disk, spec.disk_size_bytes, journal=True, label="upper")
         fill_disks(engine, spec, machine)
 
-    return start_machine(engine.machines, spec, boot, prepare=make_disks)
+    record = start_machine(engine.machines, spec, boot, prepare=make_disks)
+    for attachment in find_attachments(engine.networks, machine_id):
+        for warning in attachment.warnings:
+            report(f"warning: {warning}")
+    return record
 
 
 def _name_of(image: Image) -> str:

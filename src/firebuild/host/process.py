@@ -42,6 +42,7 @@ PACKAGES = {
     "git": "git",
     "mke2fs": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
+    "dnsmasq": "dnsmasq-base",
     "nft": "nftables",
     "iptables": "iptables",
     "qemu-system-x86_64": "qemu-system-x86",

@@ -14,6 +14,8 @@ from firebuild.machine.spec import MachineSpec, RestartPolicy
 from firebuild.network.attach import Attachment
 
 MMDS_LIMIT_BYTES = 51200
+# resolv.conf(5): a resolver reads no more of them.
+NAMESERVERS_MAX = 3
 MMDS_ADDRESS = "169.254.169.254"
 
 
@@ -116,12 +118,15 @@ def _plan_interfaces(attachments: Sequence[Attachment]) -> list[dict[str, Any]]:
 
 
 def _plan_dns(attachments: Sequence[Attachment]) -> dict[str, Any]:
-    """The name servers of the network with the default route, else of the first that has any."""
+    """The name servers of the network with the default route, else of the first that has any; before them those of networks
+    without a way out, which refuse to answer what they do not know."""
     ordered = sorted(attachments, key=lambda each: each.gateway is None and each.gateway6 is None)
     chosen = next((each for each in ordered if each.nameservers), ordered[0] if ordered else None)
     if chosen is None:
         return {"nameservers": [], "search": [], "options": []}
-    return {"nameservers": chosen.nameservers, "search": chosen.search, "options": chosen.options}
+    closed = [each.resolver for each in attachments if each.resolver and not (each.gateway or each.gateway6)]
+    servers = [*closed[: NAMESERVERS_MAX - 1], *chosen.nameservers]
+    return {"nameservers": list(dict.fromkeys(servers)), "search": chosen.search, "options": chosen.options}
 
 
 def plan_boot_document(spec: MachineSpec, attachments: Sequence[Attachment]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from firebuild.machine.lifecycle import (
 )
 from firebuild.machine.state import ENDED, MachineRecord, State
 from firebuild.names import MachineId
-from firebuild.network.attach import detach_network, list_attachments
+from firebuild.network.attach import detach_network, list_attachments, repair_names
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +105,8 @@ def _repair(services: MachineServices, seen: MachineRecord) -> bool:
 
 def _sweep(services: MachineServices) -> list[str]:
     """Folders and attachments without a record: their command died between two removals, or its database is gone."""
+    swept = repair_names(services.networks)
     known = {str(record.spec.id) for record in services.records.list_all(kind=None)}
-    swept: list[str] = []
     for machine_id in list_attachments(services.networks):
         if machine_id not in known:
             detach_network(

@@ -18,7 +18,7 @@ from firebuild.host.deadline import Deadline
 from firebuild.host.locks import hold_lock
 from firebuild.host.marked import kill_marked_processes
 from firebuild.names import MachineId, PortMapping
-from firebuild.network import cni, dns, fence, guard, records, rules, tap
+from firebuild.network import cni, dns, fence, guard, records, resolver, rules, tap
 from firebuild.network.conflist import Network, NetworkSettings, find_network, get_network, list_networks
 from firebuild.network.ports import choose_ports
 from firebuild.network.records import Attachment, Progress, Record
@@ -34,6 +34,7 @@ __all__ = [
     "find_network",
     "list_attachments",
     "list_networks",
+    "repair_names",
 ]
 
 UNDO_TIMEOUT_S = 120.0
@@ -50,6 +51,7 @@ def attach_network(
     tap_owner: tuple[int, int] | None = None,
     allow: Sequence[str] = (),
     strict: bool = False,
+    names: Sequence[str] = (),
     deadline: Deadline,
 ) -> Attachment:
     """Give a machine a namespace in a network, with a tap for its VMM; all of it, or none and an error.
@@ -57,7 +59,7 @@ def attach_network(
     `number`: 0 for the machine's first network, which makes the namespace; the next ones get eth1, tap1, and so on in it.
     `addresses`: at most an IPv4 and an IPv6 one, with or without a prefix length. `tap_owner`: the (uid, gid) that may open the tap.
     `allow`: what it may reach beside what the network allows (fence.parse_permit). `strict`: it is kept from other machines on
-    its bridge, and from private ranges but for its name servers.
+    its bridge, and from private ranges but for its name servers. `names`: what the others in the network know it by.
     A record is written first. If undoing fails as well, it stays, and detach_network can be called again.
     Raises NotFoundError, ConflictError, UsageError, CniError, NetworkError, MissingProgramError, DeadlineError, HostError.
     """
@@ -80,7 +82,7 @@ def attach_network(
             record = msgspec.structs.replace(record, ports=choose_ports(settings, record.ports, deadline))
             records.save_record(settings, record)
         try:
-            return _set_up(settings, chosen, record, permit, addresses, tap_owner, deadline)
+            return _set_up(settings, chosen, record, permit, names, addresses, tap_owner, deadline)
         except BaseException as error:
             _undo(settings, record, error)
             raise
@@ -123,6 +125,11 @@ def list_attachments(settings: NetworkSettings, network: str | None = None) -> l
         found = [records.find_record(settings, key) for key in keys]
         keys = [record.key for record in found if record is not None and record.network == network]
     return sorted({key.partition(".")[0] for key in keys})
+
+
+def repair_names(settings: NetworkSettings) -> list[str]:
+    """Mend the networks' name servers after a crash; a sentence for each that was mended. Raises NetworkError, HostError."""
+    return resolver.repair_resolvers(settings.names_dir) if settings.names_dir is not None else []
 
 
 def _hold_network(settings: NetworkSettings, network: str, deadline: Deadline) -> AbstractContextManager[None]:
@@ -204,6 +211,7 @@ def _set_up(
     network: Network,
     record: Record,
     permit: fence.Permit,
+    names: Sequence[str],
     addresses: Sequence[str],
     tap_owner: tuple[int, int] | None,
     deadline: Deadline,
@@ -227,11 +235,17 @@ def _set_up(
     _check_families(record, interface)
     if network.options.isolated:
         _isolate(network, interface)
-    names, warnings = _load_names(interface)
+    served, warnings = _load_names(interface)
     if permit.strict:
-        permit = msgspec.structs.replace(permit, ranges=(*permit.ranges, *names.nameservers))
+        permit = msgspec.structs.replace(permit, ranges=(*permit.ranges, *served.nameservers))
+    address_of_resolver = None
+    if names and not permit.strict:
+        address_of_resolver, trouble = _serve_names(settings, network, record, interface, names, deadline)
+        if address_of_resolver is not None:
+            served, warnings = msgspec.structs.replace(served, nameservers=[address_of_resolver]), []
+        warnings += trouble
     mac = netns.run_in_netns(record.netns, lambda: netlink.get_link(record.interface)).mac
-    place = _plan_place(network, record, interface, mac)
+    place = _plan_place(network, record, interface, mac, address_of_resolver)
     fence.raise_fence(place, permit, deadline)
 
     def plan(mac: str) -> list[guard.Filter]:
@@ -254,14 +268,15 @@ def _set_up(
         gateway=None if network.options.internal else interface.gateway,
         gateway6=None if network.options.internal else interface.gateway6,
         mtu=link.mtu,
-        nameservers=names.nameservers,
-        search=names.search,
-        options=names.options,
+        nameservers=served.nameservers,
+        search=served.search,
+        options=served.options,
         host_interface=interface.host_interface,
         ports=record.ports,
         cni_version=record.cni_version,
         warnings=warnings,
         number=record.number,
+        resolver=address_of_resolver,
     )
     records.save_record(settings, msgspec.structs.replace(record, result=result, attachment=attachment))
     records.delete_progress(settings, record.key)
@@ -287,13 +302,45 @@ def _check_families(record: Record, interface: Interface) -> None:
             )
 
 
-def _plan_place(network: Network, record: Record, interface: Interface, mac: str) -> fence.Place:
+def _serve_names(
+    settings: NetworkSettings,
+    network: Network,
+    record: Record,
+    interface: Interface,
+    names: Sequence[str],
+    deadline: Deadline,
+) -> tuple[str | None, list[str]]:
+    """The address of the network's name server, which knows the machine now, or None and why not. A network whose bridge has
+    no address of the host's has none, and no isolated one: nobody there could be asked for."""
+    listen = interface.gateway or interface.gateway6
+    if settings.names_dir is None or network.bridge is None or not network.host_is_gateway or listen is None:
+        return None, []
+    if network.options.isolated:
+        return None, []
+    config = resolver.Resolver(
+        network.bridge, listen, interface.names.nameservers or None, closed=network.options.internal
+    )
+    trouble = resolver.add_names(settings.names_dir, config, record.machine_id, interface.addresses, names)
+    if trouble is not None:
+        return None, [trouble]
+    rules.accept_questions(record.machine_id, interface.addresses, listen, deadline)
+    return listen, []
+
+
+def _plan_place(
+    network: Network, record: Record, interface: Interface, mac: str, resolver_address: str | None
+) -> fence.Place:
     own = [str(ipaddress.ip_interface(each).ip) for each in interface.addresses]
     if any(":" in each for each in own):
         own.append(str(guard.link_local(mac)))
     options = network.options
     return fence.Place(
-        record.machine_id, tuple(own), network.bridge, internal=options.internal, isolated=options.isolated
+        record.machine_id,
+        tuple(own),
+        network.bridge,
+        internal=options.internal,
+        isolated=options.isolated,
+        resolver=resolver_address,
     )
 
 
@@ -347,6 +394,10 @@ def _take_down(settings: NetworkSettings, record: Record, deadline: Deadline) ->
     failures = _delete_all(_invocation(settings, record), record, result, deadline)
     if record.ports:
         rules.remove_accept_published(machine_id, _known_addresses(record.network, result), deadline)
+    if record.attachment is not None and record.attachment.resolver is not None:
+        rules.remove_accept_questions(machine_id, record.attachment.addresses, record.attachment.resolver, deadline)
+    if settings.names_dir is not None:
+        resolver.remove_names(settings.names_dir, machine_id)
     fence.lower_fence(machine_id, deadline)
     if failures:
         raise _combine(failures)

@@ -26,13 +26,14 @@ class NetworkSettings(msgspec.Struct, frozen=True):
 
     `bin_dirs`: plugin programs, the first match wins. `conf_dirs`: the user's configurations; the two that firebuild
     ships come after them, so that a user's network of the same name wins. `cache_dir`: records of attachments, and locks.
-    `own_dir`: what `network create` made; read after the user's.
+    `own_dir`: what `network create` made; read after the user's. `names_dir`: where resolvers are, all profiles' together; None: no names.
     """
 
     bin_dirs: tuple[Path, ...]
     conf_dirs: tuple[Path, ...]
     cache_dir: Path
     own_dir: Path | None = None
+    names_dir: Path | None = None
 
 
 class NetworkOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -86,6 +87,14 @@ class Network(msgspec.Struct, frozen=True):
                 ranges = [entry for group in ipam.get("ranges") or [] for entry in group]
                 found += [str(entry["subnet"]) for entry in [ipam, *ranges] if "subnet" in entry]
         return found
+
+    @property
+    def host_is_gateway(self) -> bool:
+        """Whether the host has an address on the network's bridge."""
+        return any(
+            plugin["type"] == "bridge" and (plugin.get("isGateway") is True or plugin.get("isDefaultGateway") is True)
+            for plugin in self.plugins
+        )
 
     def has_capability(self, capability: str) -> bool:
         """Whether some plugin declares a capability, `portMappings` for example."""

@@ -61,13 +61,15 @@ def parse_permit(words: Sequence[str], *, strict: bool = False) -> Permit:
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where a guest is. `addresses`: without prefix lengths. `bridge`: None where the network has none."""
+    """Where a guest is. `addresses`: without prefix lengths. `bridge`: None where the network has none. `resolver`: the
+    host's address at which the network's names are served."""
 
     machine_id: str
     addresses: tuple[str, ...]
     bridge: str | None
     internal: bool = False
     isolated: bool = False
+    resolver: str | None = None
 
 
 def raise_fence(place: Place, permit: Permit, deadline: Deadline) -> None:
@@ -105,7 +107,7 @@ def _plan_table() -> list[str]:
     for version, kind in _TYPES.items():
         lines += [f"add set {_TABLE} {name}{version} {{ type {kind}; }}" for name in _GUEST_SETS]
         lines.append(f"add set {_TABLE} ranges{version} {{ type {kind} . {kind}; flags interval; }}")
-        lines.append(f"add set {_TABLE} resolvers{version} {{ type {kind}; }}")
+        lines.append(f"add set {_TABLE} servers{version} {{ type ifname . {kind}; }}")
     lines += [f"add set {_TABLE} {name} {{ type ifname; }}" for name in ("bridges", "internals")]
     lines.append(f"add set {_TABLE} same {{ type ifname . ifname; }}")
     chains = {"input": _plan_input(), "forward": _plan_forward(), "to-host": _plan_to_host(), "out": _plan_out()}
@@ -132,7 +134,7 @@ def _plan_to_host() -> Iterator[str]:
     yield "icmp type echo-request accept"
     yield "icmpv6 type { echo-request, nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } accept"
     for version, prefix in _PREFIX.items():
-        yield f"{prefix} daddr @resolvers{version} meta l4proto {{ tcp, udp }} th dport 53 accept"
+        yield f"iifname . {prefix} daddr @servers{version} meta l4proto {{ tcp, udp }} th dport 53 accept"
         yield f"{prefix} saddr @hosts{version} accept"
         yield f"{prefix} saddr . {prefix} daddr @ranges{version} accept"
     yield _REFUSE
@@ -159,6 +161,9 @@ def _plan_bridge(place: Place) -> Iterator[str]:
     name = f'"{place.bridge}"'
     pair = f"{name} . {name}"
     yield f"add element {_TABLE} bridges {{ {name} }}"
+    if place.resolver is not None:
+        version = ipaddress.ip_address(place.resolver).version
+        yield f"add element {_TABLE} servers{version} {{ {name} . {place.resolver} }}"
     yield from [f"add element {_TABLE} internals {{ {name} }}"] if place.internal else _plan_absent("internals", name)
     yield from _plan_absent("same", pair) if place.isolated else [f"add element {_TABLE} same {{ {pair} }}"]
 

@@ -22,7 +22,7 @@ class Attachment(msgspec.Struct, frozen=True):
     `netns`: the namespace's name, `netns_path`: where it is mounted; in it are `interface` (the CNI plugins' own) and `tap` (the
     VMM's). The guest takes `mac`, `addresses` (CIDR form, IPv4 first), `gateway`, `gateway6`, `mtu` (bytes) and the names.
     `host_interface`: the veth's end on the host, empty if there is none. `warnings`: sentences for the user. `number`: 0 for
-    the machine's first network (eth0, tap0), and so on.
+    the machine's first network (eth0, tap0), and so on. `resolver`: the address of the network's own name server, if there is one.
     """
 
     machine_id: MachineId
@@ -44,6 +44,7 @@ class Attachment(msgspec.Struct, frozen=True):
     cni_version: str
     warnings: list[str] = []
     number: int = 0
+    resolver: str | None = None
 
 
 class Record(msgspec.Struct, frozen=True):

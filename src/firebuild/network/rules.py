@@ -25,18 +25,46 @@ def accept_published(machine_id: MachineId, addresses: Sequence[str], deadline: 
     The firewall plugin accepts what comes from the machine and the answers to it, but no new connection to it. Only
     connections whose destination was translated match, so nothing but published ports is opened. Raises ProcessError.
     """
-    for program, rule in _accept_rules(machine_id, addresses):
-        process.run([program, *_WAIT, "-I", "FORWARD", *rule], timeout_s=deadline.check())
+    _insert("FORWARD", _accept_rules(machine_id, addresses), deadline)
 
 
 def remove_accept_published(machine_id: MachineId, addresses: Sequence[str], deadline: Deadline) -> None:
     """Undo accept_published; absent rules are fine. Raises ProcessError, NetworkError."""
-    for program, rule in _accept_rules(machine_id, addresses):
+    _remove("FORWARD", _accept_rules(machine_id, addresses), deadline)
+
+
+def accept_questions(machine_id: MachineId, addresses: Sequence[str], server: str, deadline: Deadline) -> None:
+    """Let a machine ask the name server at `server`, an address of this host, whatever the policy of INPUT is. Raises ProcessError."""
+    _insert("INPUT", _question_rules(machine_id, addresses, server), deadline)
+
+
+def remove_accept_questions(machine_id: MachineId, addresses: Sequence[str], server: str, deadline: Deadline) -> None:
+    """Undo accept_questions; absent rules are fine. Raises ProcessError, NetworkError."""
+    _remove("INPUT", _question_rules(machine_id, addresses, server), deadline)
+
+
+def _question_rules(machine_id: MachineId, addresses: Sequence[str], server: str) -> Iterator[tuple[str, list[str]]]:
+    to = ipaddress.ip_address(server)
+    for cidr in addresses:
+        address = ipaddress.ip_interface(cidr).ip
+        for protocol in ("udp", "tcp") if address.version == to.version else ():
+            rule = ["-s", str(address), "-d", str(to), "-p", protocol, "--dport", "53"]
+            rule += ["-m", "comment", "--comment", f'firebuild id: "{machine_id}"', "-j", "ACCEPT"]
+            yield _PROGRAMS[to.version], rule
+
+
+def _insert(chain: str, rules: Iterator[tuple[str, list[str]]], deadline: Deadline) -> None:
+    for program, rule in rules:
+        process.run([program, *_WAIT, "-I", chain, *rule], timeout_s=deadline.check())
+
+
+def _remove(chain: str, rules: Iterator[tuple[str, list[str]]], deadline: Deadline) -> None:
+    for program, rule in rules:
         if process.find_program(program) is None:
             continue  # Without the program no rule can have been made.
-        done = process.run([program, *_WAIT, "-D", "FORWARD", *rule], timeout_s=deadline.check(), check=False)
+        done = process.run([program, *_WAIT, "-D", chain, *rule], timeout_s=deadline.check(), check=False)
         if done.returncode != 0:
-            still = process.run([program, *_WAIT, "-C", "FORWARD", *rule], timeout_s=deadline.check(), check=False)
+            still = process.run([program, *_WAIT, "-C", chain, *rule], timeout_s=deadline.check(), check=False)
             if still.returncode == 0:
                 raise process.failure(done)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -42,6 +43,11 @@ class Host:
         return self.folder / "plugins"
 
     @property
+    def names(self) -> Path:
+        """Where the resolvers of its networks are: they are not root, and tests' folders are closed."""
+        return Path("/run") / f"firebuild-names-{self.outside}"
+
+    @property
     def settings(self) -> NetworkSettings:
         """The user's folder holds firebuild's own two conflists, with IPAM files below the test's folder."""
         return NetworkSettings(
@@ -49,6 +55,7 @@ class Host:
             conf_dirs=(self.folder / "net.d",),
             cache_dir=self.folder / "state" / "cni",
             own_dir=self.folder / "state" / "networks",
+            names_dir=self.names,
         )
 
     def write_network(self, name: str, plugins: list[dict[str, Any]], version: str = "1.0.0") -> None:
@@ -133,6 +140,8 @@ def host(tmp_path: Path) -> Iterator[Host]:
         assert libc.setns(here, _CLONE_NEWNET) == 0
         os.close(here)
         delete_netns(outside)
+        assert list(Path("/run").glob(f"firebuild-names-{outside}/*")) == []
+        shutil.rmtree(f"/run/firebuild-names-{outside}", ignore_errors=True)
 
 
 def _connect_outside(outside: str) -> None:

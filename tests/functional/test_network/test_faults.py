@@ -208,6 +208,8 @@ KILLS = [
     *[("attach.records.save_record", 1, when) for when in ("before", "after")],
     *[("attach.netns.create_netns", 1, when) for when in ("before", "after")],
     *[("attach.cni.add_plugin", number, when) for number in (1, 2, 3) for when in ("before", "after")],
+    *[("attach.resolver.add_names", 1, when) for when in ("before", "after")],
+    *[("attach.rules.accept_questions", 1, when) for when in ("before", "after")],
     *[("attach.fence.raise_fence", 1, when) for when in ("before", "after")],
     *[("attach.tap.join_tap", 1, when) for when in ("before", "after")],
     *[("attach.rules.accept_published", 1, when) for when in ("before", "after")],
@@ -215,6 +217,7 @@ KILLS = [
     *[("attach.records.delete_progress", 1, "after")],
     *[("detach.cni.delete_plugin", number, when) for number in (1, 2, 3) for when in ("before", "after")],
     *[("detach.rules.remove_accept_published", 1, when) for when in ("before", "after")],
+    *[("detach.resolver.remove_names", 1, when) for when in ("before", "after")],
     *[("detach.fence.lower_fence", 1, when) for when in ("before", "after")],
     *[("detach.netns.delete_netns", 1, when) for when in ("before", "after")],
     *[("detach.records.delete_record", 1, when) for when in ("before", "after")],
@@ -225,14 +228,14 @@ import firebuild.network.attach as attach
 from pathlib import Path
 from firebuild.host.deadline import Deadline
 from firebuild.names import parse_port_mappings
-bin_dirs, conf_dirs, (cache_dir,) = [tuple(map(Path, part)) for part in json.loads(sys.argv[1])]
-settings = attach.NetworkSettings(bin_dirs, conf_dirs, cache_dir)
+bin_dirs, conf_dirs, (cache_dir, names_dir) = [tuple(map(Path, part)) for part in json.loads(sys.argv[1])]
+settings = attach.NetworkSettings(bin_dirs, conf_dirs, cache_dir, names_dir=names_dir)
 machine_id, network, point, number, when = sys.argv[2:]
 verb, module, function = point.split(".") if point else ("", "", "")
 def attach_it():
     ports = parse_port_mappings("6399:6379")
     for order, name in enumerate(network.split(",")):
-        attach.attach_network(settings, machine_id=machine_id, network=name, number=order, ports=() if order else ports,
+        attach.attach_network(settings, machine_id=machine_id, network=name, number=order, ports=() if order else ports, names=["one"],
                               deadline=Deadline(100, "attach"))
 def detach_it():
     attach.detach_network(settings, machine_id, deadline=Deadline(100, "detach"))
@@ -261,7 +264,7 @@ elif number:
 def start_victim(
     host: Host, machine_id: MachineId, network: str, point: str, number: int, when: str
 ) -> subprocess.Popen[bytes]:
-    folders = (host.settings.bin_dirs, host.settings.conf_dirs, (host.settings.cache_dir,))
+    folders = (host.settings.bin_dirs, host.settings.conf_dirs, (host.settings.cache_dir, host.names))
     settings = json.dumps([[str(path) for path in part] for part in folders])
     argv = [sys.executable, "-c", VICTIM, settings, machine_id, network, point, str(number), when]
     return subprocess.Popen(argv, env=os.environ | {"PYTHONPATH": "src"})

@@ -128,3 +128,19 @@ def test_of_several_networks_the_first_way_out_is_the_default_route(attachment: 
     assert {mac: facts["CniNetworkName"] for mac, facts in interfaces.items()} == {
         "b6:00:00:00:00:01": "inner", "b6:16:f2:3d:29:cf": "machines",
     }  # fmt: skip
+
+
+def test_networks_without_a_way_out_are_asked_for_names_first(attachment: Attachment) -> None:
+    way_out = msgspec.structs.replace(attachment, nameservers=["192.168.127.1"], resolver="192.168.127.1")
+    inner = [
+        msgspec.structs.replace(
+            attachment, number=number, gateway=None, gateway6=None, nameservers=[f"10.0.0.{number}"], resolver=f"10.0.0.{number}"
+        )
+        for number in (1, 2, 3)
+    ]  # fmt: skip
+    assert plan_boot_document(SPEC, [way_out, *inner])["dns"]["nameservers"] == [
+        "10.0.0.1",
+        "10.0.0.2",
+        "192.168.127.1",
+    ]
+    assert plan_boot_document(SPEC, inner[:1])["dns"]["nameservers"] == ["10.0.0.1"]
