@@ -24,7 +24,9 @@ _LONG_S = 86400.0
 
 @dataclass
 class Script:
-    """What the stand-in does. `refuse`: "PUT /boot-source" → fault_message. `push`: raw bytes (hex) sent in place of `ready`."""
+    """What the stand-in does. `refuse`: "PUT /boot-source" → fault_message. `push`: raw bytes (hex) sent in place of `ready`.
+
+    `health`: status, code and output of checks, one after the other, one a second."""
 
     die_at_start: bool = False
     no_socket: bool = False
@@ -41,6 +43,7 @@ class Script:
     # What every path of the guest is, and the tar that any `copy-out` gives, in hex; `-` behind it: the stream is cut off.
     path_kind: str = "directory"
     copy_out: str = ""
+    health: list[tuple[str, int, str]] = field(default_factory=list)
 
 
 def write_fake_vmm(path: Path, script: Script) -> Path:
@@ -78,6 +81,10 @@ class FakeGuest:
         self.send(push, EVENT, {"event": "ready", "uptime_ms": 1, "entrypoint_pid": 1})
         if self.script.output:
             self.send_bytes(push, STDOUT, self.script.output.encode())
+        for streak, (status, code, output) in enumerate(self.script.health):
+            result = {"code": code, "duration_ms": 20, "output": output}
+            self.send(push, EVENT, {"event": "health", "status": status, "failing_streak": streak, "result": result})
+            time.sleep(1)
         if self.script.exit_after_s is not None:
             time.sleep(self.script.exit_after_s)
             self.end(self.script.exit_code)

@@ -31,7 +31,8 @@ def image(request: pytest.FixtureRequest, shared_state: SharedState) -> str:
 def test_the_entrypoint_is_a_service_of_the_init(cli: Cli, image: str) -> None:
     cli.ok(
         "run", "-d", "--name", "init1", "--init", "system", "--restart", "on-failure:5", "--user", "nobody", "--workdir", "/var/tmp",
-        "-e", "COLOUR=green", "--from", image, "--", "sh", "-c", SCRIPT,
+        "-e", "COLOUR=green",
+        "--health-cmd", "echo $COLOUR; id -un", "--health-interval", "200ms", "--from", image, "--", "sh", "-c", SCRIPT,
     )  # fmt: skip
     assert cli.ok("exec", "-u", "root", "init1", "--", "cat", "/proc/1/comm") == "init\n"
     # It ends once, and is started again.
@@ -40,6 +41,10 @@ def test_the_entrypoint_is_a_service_of_the_init(cli: Cli, image: str) -> None:
     assert cli.ok("logs", "init1") == f"{life}ended too soon\n{life}steady\n"
     assert cli.json("inspect", "init1")["RestartCount"] == 1
     assert cli.ok("exec", "init1", "--", "id", "-un") == "nobody\n"
+
+    # Its health is checked by the service.
+    cli.ok("wait", "--for", "healthy", "init1")
+    assert cli.json("inspect", "init1")["State"]["Health"]["Log"][-1]["Output"] == "green\nnobody\n"
 
     # Asked to end, it is not started again: that is the machine's end, by way of the init.
     cli.ok("stop", "init1")
@@ -50,7 +55,10 @@ def test_the_entrypoint_is_a_service_of_the_init(cli: Cli, image: str) -> None:
 
 @pytest.mark.parametrize("image", ["sysvinit"], indirect=True)  # its shutdown is OpenRC's on Debian too
 def test_the_init_may_end_the_machine(cli: Cli, image: str) -> None:
-    cli.ok("run", "-d", "--name", "init2", "--init", "system", "--from", image)
+    check = ("--health-cmd", "test -e /run/firebuild/agent", "--health-interval", "200ms")
+    cli.ok("run", "-d", "--name", "init2", "--init", "system", *check, "--from", image)
+    # There is no entrypoint whose health it could be: it is the machine's.
+    cli.ok("wait", "--for", "healthy", "init2")
     cli.ok("exec", "-u", "root", "init2", "--", "shutdown", "-r", "now")
     assert cli.ok("wait", "init2") == "0\n"
     assert cli.json("inspect", "init2")["State"]["ExitCode"] == 0

@@ -66,6 +66,8 @@ pub struct BootDocument {
     pub restart: Restart,
     #[serde(default)]
     pub mounts: Vec<Mount>,
+    #[serde(default)]
+    pub health: Option<HealthCheck>,
 }
 
 /// A drive that holds an ext4 file system for a folder of the root.
@@ -79,6 +81,36 @@ pub struct Mount {
     /// While it is empty it gets what the image has at `target`.
     #[serde(default)]
     pub seed: bool,
+}
+
+/// How the guest finds out whether its entrypoint is well.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub argv: Vec<String>,
+    pub interval_ms: u64,
+    pub timeout_ms: u64,
+    /// After a life's beginning: failures do not count until a check has passed.
+    pub start_period_ms: u64,
+    /// In place of `interval_ms` in that time.
+    pub start_interval_ms: u64,
+    /// So many failures in a row are `unhealthy`.
+    pub retries: u32,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthStatus {
+    Starting,
+    Healthy,
+    Unhealthy,
+}
+
+/// One check. `code`: -1 where it could not be started or took too long.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct HealthResult {
+    pub code: i32,
+    pub duration_ms: u64,
+    pub output: String,
 }
 
 /// When the entrypoint is started again after its end.
@@ -301,6 +333,12 @@ pub enum PushEvent {
         count: u32,
         code: i32,
         signal: Option<i32>,
+    },
+    /// Without a result a life begins, and what was known is void.
+    Health {
+        status: HealthStatus,
+        failing_streak: u32,
+        result: Option<HealthResult>,
     },
     #[serde(other)]
     Other,

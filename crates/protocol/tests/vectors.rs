@@ -61,6 +61,29 @@ fn check_frames(name: &str, frames: &[Frame], vector: &Value, bytes: &[u8]) {
 }
 
 #[test]
+fn events_of_health_mean_what_they_say() {
+    use firebuild_protocol::message::{to_json, HealthResult, HealthStatus, PushEvent};
+    let output = "killed: it took longer than 2000 ms\npart".to_owned();
+    let result = HealthResult { code: -1, duration_ms: 2003, output };
+    let expected = [
+        PushEvent::Health { status: HealthStatus::Starting, failing_streak: 0, result: None },
+        PushEvent::Health { status: HealthStatus::Unhealthy, failing_streak: 3, result: Some(result) },
+    ];
+    let vectors = vectors(include_str!("../../../protocol/vectors/frames.json"));
+    let named = |vector: &&Value| vector["name"].as_str().unwrap().starts_with("event health");
+    let frames: Vec<Frame> = vectors
+        .iter()
+        .filter(named)
+        .flat_map(|vector| read_all(&unhex(vector["hex"].as_str().unwrap())).unwrap())
+        .collect();
+    assert_eq!(frames.len(), expected.len());
+    for (frame, event) in frames.iter().zip(&expected) {
+        assert_eq!(&frame.message::<PushEvent>().unwrap(), event);
+        assert_eq!(to_json(event), frame.payload);
+    }
+}
+
+#[test]
 fn the_largest_frame_passes_and_one_byte_more_does_not() {
     let payload = vec![7_u8; firebuild_protocol::frame::MAX_PAYLOAD];
     let mut bytes = Vec::new();

@@ -40,6 +40,8 @@ pub struct Config {
     pub vmm_pid_file: PathBuf,
     pub exit_record: PathBuf,
     pub on_exit: Vec<String>,
+    /// Told what has changed, with `--health STATUS --restarts COUNT` after it; empty: nobody is told.
+    pub on_change: Vec<String>,
     pub boot_timeout: Option<Duration>,
 }
 
@@ -69,6 +71,7 @@ fn parse_config(value: &Value) -> Result<Config, String> {
         "vmm_pid_file",
         "exit_record",
         "on_exit",
+        "on_change",
         "boot_timeout_ms",
     ])?;
     let vmm = Fields::of(top.get("vmm")?, "vmm.")?;
@@ -94,6 +97,7 @@ fn parse_config(value: &Value) -> Result<Config, String> {
         vmm_pid_file: PathBuf::from(top.string("vmm_pid_file")?),
         exit_record: PathBuf::from(top.string("exit_record")?),
         on_exit: top.strings("on_exit")?,
+        on_change: if top.object.contains_key("on_change") { top.strings("on_change")? } else { Vec::new() },
         boot_timeout: top.optional_u64("boot_timeout_ms")?.map(Duration::from_millis),
     })
 }

@@ -7,6 +7,7 @@ mod control;
 mod files;
 mod frames;
 mod logs;
+mod notices;
 mod process;
 mod push;
 mod record;

@@ -17,6 +17,10 @@ use crate::logs::Source;
 const BOOT_REQUEST_TIME: Duration = Duration::from_secs(60);
 /// Longest text that is kept of what a guest says in an event.
 const MAX_TEXT: usize = 2048;
+/// Longest output of one health check that is kept.
+const MAX_HEALTH_OUTPUT: usize = 4096;
+/// A year.
+const LONGEST_CHECK_MS: u64 = 366 * 86_400_000;
 /// Read at most this much of one connection in one round, so that a flood cannot starve the others.
 const ROUND_BYTES: usize = 256 * 1024;
 
@@ -28,6 +32,7 @@ pub enum Push {
     Ready(Value),
     Failed(Value),
     Restart(Value),
+    Health(Value),
     Exit(Value),
     Output(Source, Vec<u8>),
 }
@@ -214,6 +219,7 @@ impl PushConnection {
                 let value = json!({"event": "restart", "count": count, "code": code, "signal": signal});
                 Ok(Some(Push::Restart(value)))
             }
+            Some("health") => Ok(Some(Push::Health(health(event)?))),
             // A newer guest may tell more than this version knows.
             Some(_) => Ok(None),
             None => Err("an EVENT without a name".to_owned()),
@@ -225,6 +231,35 @@ impl PushConnection {
         self.phase = Phase::Exited;
         Ok(Push::Exit(json!({"event": "exit", "code": code, "signal": signal})))
     }
+}
+
+/// A health event. Times are this host's: the guest says only how long its check took.
+fn health(event: &Map<String, Value>) -> Result<Value, String> {
+    let status = event.get("status").and_then(Value::as_str);
+    let status = status.filter(|status| matches!(*status, "starting" | "healthy" | "unhealthy"));
+    let streak = event.get("failing_streak").and_then(Value::as_u64).filter(|streak| *streak <= u64::from(u32::MAX));
+    let result = match event.get("result") {
+        None | Some(Value::Null) => Value::Null,
+        Some(Value::Object(result)) => {
+            let code = result.get("code").and_then(Value::as_i64).filter(|code| (-1..=255).contains(code));
+            let took = result.get("duration_ms").and_then(Value::as_u64).filter(|took| *took <= LONGEST_CHECK_MS);
+            let took = took.ok_or("a health check without its time")?;
+            let now = clock::now_ns();
+            json!({
+                "start": clock::rfc3339(now.saturating_sub(u128::from(took) * 1_000_000)),
+                "end": clock::rfc3339(now),
+                "code": code.ok_or("a health check without a code from -1 to 255")?,
+                "output": shortened(result, "output", MAX_HEALTH_OUTPUT)?,
+            })
+        }
+        Some(_) => return Err("a health check's result that is none".to_owned()),
+    };
+    Ok(json!({
+        "event": "health",
+        "status": status.ok_or("health without a status")?,
+        "failing_streak": streak.ok_or("health without a failing_streak")?,
+        "result": result,
+    }))
 }
 
 /// Code and signal of an entrypoint's end.
@@ -263,8 +298,12 @@ fn object(frame: &Frame) -> Result<Map<String, Value>, String> {
 
 /// A text that the guest sent, shortened to what is kept of it.
 fn text(value: &Map<String, Value>, key: &str) -> Result<String, String> {
+    shortened(value, key, MAX_TEXT)
+}
+
+fn shortened(value: &Map<String, Value>, key: &str, most: usize) -> Result<String, String> {
     let text = value.get(key).and_then(Value::as_str).ok_or_else(|| format!("{key} is missing"))?;
-    let mut end = text.len().min(MAX_TEXT);
+    let mut end = text.len().min(most);
     while !text.is_char_boundary(end) {
         end -= 1;
     }

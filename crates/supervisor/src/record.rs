@@ -39,7 +39,7 @@ pub fn note_cleanup(config: &Config, message: &str) {
     }
 }
 
-fn open_cleanup_log(config: &Config) -> io::Result<File> {
+pub fn open_cleanup_log(config: &Config) -> io::Result<File> {
     OpenOptions::new()
         .append(true)
         .create(true)

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::control::{Client, Op};
 use crate::files::write_atomically;
 use crate::logs::{CriLog, RotatingLog};
+use crate::notices::Notices;
 use crate::process::{find_children, reap, start_vmm, Ending, Process};
 use crate::push::{Outcome, Push, PushConnection};
 use crate::record;
@@ -75,6 +76,7 @@ pub struct Supervisor {
     violations: u64,
     phase: Phase,
     record_written: bool,
+    notices: Notices,
 }
 
 impl Supervisor {
@@ -106,6 +108,7 @@ impl Supervisor {
             violations: 0,
             phase: Phase::Running,
             record_written: false,
+            notices: Notices::default(),
         };
         supervisor.adopt(vmm);
         Ok(supervisor)
@@ -185,7 +188,8 @@ impl Supervisor {
             Phase::Done => None,
         };
         let pushes = self.pushes.iter().filter_map(PushConnection::deadline);
-        pushes.chain(phase).chain(self.output_log.deadline()).min()
+        let notice = self.notices.deadline(&self.config.on_change, &self.state);
+        pushes.chain(phase).chain(notice).chain(self.output_log.deadline()).min()
     }
 
     fn dispatch(&mut self, token: Token, flags: PollFlags) {
@@ -222,6 +226,10 @@ impl Supervisor {
                 self.vmm = None;
                 self.ending = ending;
                 self.succeed_vmm();
+            } else if self.notices.take_end(pid) {
+                if ending.status != Some(0) {
+                    self.note(&format!("telling of a change failed: {ending:?}"));
+                }
             } else if let Phase::Cleaning { process, killed, .. } = &self.phase {
                 if process.pid == pid {
                     let killed = *killed;
@@ -237,6 +245,7 @@ impl Supervisor {
         let daemonized =
             self.ending.status == Some(0) && !self.state.has(Kind::Booted) && self.state.reason() == Reason::Exit;
         let mut orphans = find_children();
+        orphans.retain(|orphan| !self.notices.is_running(orphan.pid));
         if daemonized && !orphans.is_empty() {
             let vmm = orphans.swap_remove(0);
             self.adopt(vmm);
@@ -342,6 +351,7 @@ impl Supervisor {
                 self.emit(Kind::Failed, &value);
             }
             Push::Restart(value) => self.emit(Kind::Restart, &value),
+            Push::Health(value) => self.emit(Kind::Health, &value),
             Push::Exit(value) => {
                 self.output_log.flush_partial();
                 self.emit(Kind::Exit, &value);
@@ -392,6 +402,7 @@ impl Supervisor {
             "id": self.config.id,
             "state": self.state.summary(),
             "restarts": self.state.restarts(),
+            "health": self.state.health(),
             "vmm_pid": self.vmm.as_ref().map(|vmm| vmm.pid.as_raw_nonzero().get()),
             "violations": self.violations,
             "lost_bytes": self.console_log.lost_bytes() + self.output_log.lost_bytes(),
@@ -455,6 +466,11 @@ impl Supervisor {
     /// Moves on to the next phase when the present one has nothing left to do.
     fn advance(&mut self) {
         let now = Instant::now();
+        if matches!(self.phase, Phase::Running) {
+            if let Err(error) = self.notices.tell(&self.config, &self.state, now) {
+                self.note(&format!("telling of a change failed: {error}"));
+            }
+        }
         match self.phase {
             Phase::Draining { until } if until <= now || (self.console.is_none() && self.pushes.is_empty()) => {
                 self.finish();
@@ -474,6 +490,8 @@ impl Supervisor {
     fn finish(&mut self) {
         self.console = None;
         self.pushes.clear();
+        // The exit record tells the same.
+        self.notices.stop();
         self.output_log.flush_partial();
         for result in [self.console_log.sync(), self.output_log.sync()] {
             if let Err(error) = result {

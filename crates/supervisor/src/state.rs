@@ -1,5 +1,7 @@
 //! What has happened to the machine so far: the lines for the control socket and the facts of the exit record.
 
+use std::collections::VecDeque;
+
 use serde_json::{json, Value};
 
 use crate::clock;
@@ -33,6 +35,7 @@ pub enum Kind {
     Step,
     Ready,
     Restart,
+    Health,
     Failed,
     Violation,
     Exit,
@@ -48,7 +51,18 @@ pub struct State {
     started_at: String,
     ready_at: Option<String>,
     restarts: u64,
+    health: Option<Health>,
     exited: Option<(Ending, String)>,
+}
+
+/// How many results of checks are kept.
+const MOST_RESULTS: usize = 5;
+
+/// What the guest has told of its health in the entrypoint's present life.
+struct Health {
+    status: String,
+    failing_streak: u64,
+    results: VecDeque<Value>,
 }
 
 impl State {
@@ -61,6 +75,7 @@ impl State {
             started_at: clock::now_rfc3339(),
             ready_at: None,
             restarts: 0,
+            health: None,
             exited: None,
         }
     }
@@ -70,6 +85,7 @@ impl State {
         match kind {
             Kind::Ready => self.ready_at = Some(clock::now_rfc3339()),
             Kind::Restart => self.restarts = value.get("count").and_then(Value::as_u64).unwrap_or_default(),
+            Kind::Health => self.record_health(value),
             Kind::Failed => self.failed = Some(without_event(value)),
             Kind::Exit => self.guest_exit = Some(without_event(value)),
             _ => {}
@@ -99,6 +115,34 @@ impl State {
     /// How often the guest has started its entrypoint again, as it says.
     pub fn restarts(&self) -> u64 {
         self.restarts
+    }
+
+    /// Without a result a life begins, and what was known is void.
+    fn record_health(&mut self, value: &Value) {
+        let result = value.get("result").filter(|result| !result.is_null()).cloned();
+        let mut results = match (&result, self.health.take()) {
+            (Some(_), Some(health)) => health.results,
+            _ => VecDeque::new(),
+        };
+        results.extend(result);
+        while results.len() > MOST_RESULTS {
+            results.pop_front();
+        }
+        let status = value.get("status").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let failing_streak = value.get("failing_streak").and_then(Value::as_u64).unwrap_or_default();
+        self.health = Some(Health { status, failing_streak, results });
+    }
+
+    /// `starting` also where nothing was told.
+    pub fn health_status(&self) -> &str {
+        self.health.as_ref().map_or("starting", |health| &health.status)
+    }
+
+    /// Null where nothing was told.
+    pub fn health(&self) -> Value {
+        self.health.as_ref().map_or(Value::Null, |health| {
+            json!({"status": health.status, "failing_streak": health.failing_streak, "results": health.results})
+        })
     }
 
     pub fn has(&self, kind: Kind) -> bool {
@@ -133,6 +177,7 @@ impl State {
             "reason": self.reason.name(),
             "guest_exit": self.guest_exit,
             "restarts": self.restarts,
+            "health": self.health(),
             "failed": self.failed,
             "vmm_status": ending.status,
             "vmm_signal": ending.signal,
@@ -168,6 +213,23 @@ mod tests {
         let names: Vec<String> = state.history().lines().map(str::to_owned).collect();
         assert_eq!(names, [r#"{"event":"started"}"#, r#"{"event":"step","name":"4"}"#, r#"{"event":"ready"}"#]);
         assert_eq!(state.summary(), "ready");
+    }
+
+    #[test]
+    fn the_last_results_are_kept_and_a_new_life_voids_them() {
+        let mut state = State::new();
+        assert_eq!((state.health_status(), state.health()), ("starting", json!(null)));
+        for number in 0..7 {
+            let result = json!({"code": number});
+            let value = json!({"event": "health", "status": "unhealthy", "failing_streak": number, "result": result});
+            state.record(Kind::Health, &value);
+        }
+        let codes: Vec<i64> = (2..7).collect();
+        let results: Vec<_> = codes.iter().map(|code| json!({"code": code})).collect();
+        assert_eq!(state.health(), json!({"status": "unhealthy", "failing_streak": 6, "results": results}));
+        state.record(Kind::Health, &json!({"event": "health", "status": "starting", "failing_streak": 0}));
+        assert_eq!(state.health(), json!({"status": "starting", "failing_streak": 0, "results": []}));
+        assert_eq!(state.exit_record("m1")["health"]["status"], "starting");
     }
 
     #[test]

@@ -251,6 +251,65 @@ fn a_whole_life() {
 }
 
 #[test]
+fn changes_are_told_one_command_at_a_time() {
+    let mut machine = Machine::start("health", WAITING, |config| {
+        let told = "printf '%s ' \"$@\" >> told; echo >> told; while ! test -e go; do sleep 0.05; done";
+        let folder = config["vmm"]["cwd"].as_str().expect("folder").to_owned();
+        config["on_change"] = json!(["/bin/sh", "-c", format!("cd {folder}; {told}"), "-"]);
+    });
+    machine.launch();
+    let mut control = machine.control();
+    let mut guest = machine.guest();
+    guest.boot();
+    let tell = |guest: &mut Guest, status: &str, streak: u32, result: Value| {
+        let event = json!({"event": "health", "status": status, "failing_streak": streak, "result": result});
+        guest.send(4, event.to_string().as_bytes());
+    };
+    tell(&mut guest, "starting", 0, Value::Null);
+    tell(&mut guest, "healthy", 0, json!({"code": 0, "duration_ms": 1500, "output": "x".repeat(5000)}));
+    let (first, second) = (control.wait_for("health"), control.wait_for("health"));
+    assert_eq!((&first["status"], &first["result"]), (&json!("starting"), &Value::Null));
+    assert_eq!(second["result"]["output"].as_str().expect("text").len(), 4096);
+    assert!(second["result"]["start"].as_str().expect("time") < second["result"]["end"].as_str().expect("time"));
+    // While the first command is at work others wait; then only the last state is told.
+    wait_for_text(&machine.at("told"), "--health healthy --restarts 0 \n");
+    tell(&mut guest, "unhealthy", 3, json!({"code": 1, "duration_ms": 1, "output": ""}));
+    guest.send(4, br#"{"event": "restart", "count": 1, "code": 3, "signal": null}"#);
+    tell(&mut guest, "starting", 0, Value::Null);
+    control.wait_for("restart");
+    assert_eq!(control.wait_for("health")["status"], "starting");
+    std::fs::write(machine.at("go"), "").expect("go");
+    wait_for_text(&machine.at("told"), "--health healthy --restarts 0 \n--health starting --restarts 1 \n");
+    control.say(&json!({"op": "status"}));
+    let health = json!({"status": "starting", "failing_streak": 0, "results": []});
+    assert_eq!(control.wait_for("status")["health"], health);
+    for bad in [
+        json!({"status": "well", "failing_streak": 0}),
+        json!({"status": "healthy"}),
+        json!({"status": "healthy", "failing_streak": 0, "result": {"code": 256, "duration_ms": 0, "output": ""}}),
+        json!({"status": "healthy", "failing_streak": 0, "result": {"code": 0, "duration_ms": -1, "output": ""}}),
+        json!({"status": "healthy", "failing_streak": 0, "result": {"code": 0, "duration_ms": 0}}),
+    ] {
+        let mut hostile = machine.guest();
+        hostile.boot();
+        let mut event = bad;
+        event["event"] = json!("health");
+        hostile.send(4, event.to_string().as_bytes());
+        control.wait_for("violation");
+    }
+    std::fs::write(machine.at("stop"), "").expect("stop");
+    assert_eq!(machine.finish()["health"], health);
+}
+
+fn wait_for_text(path: &Path, text: &str) {
+    let end = Instant::now() + PATIENCE;
+    while std::fs::read_to_string(path).unwrap_or_default() != text {
+        assert!(Instant::now() < end, "{} is not {text:?}", path.display());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
 fn hostile_pushes_are_closed_and_a_good_one_still_works() {
     let mut machine = Machine::start("hostile", WAITING, |_| {});
     machine.launch();

@@ -9,7 +9,7 @@ use crate::stream::FdStream;
 use crate::teardown::HOST_GRACE;
 use crate::transport::Transport;
 use crate::util::{lock, start_thread, Context, Deadline};
-use crate::{boot, control, log, metadata, sys};
+use crate::{boot, control, entrypoint, log, metadata, sys};
 use firebuild_protocol::message::{to_json, PushEvent};
 use firebuild_protocol::{FrameStream, FrameType, ProcessExit, ProtocolError, TaskError};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -174,6 +174,12 @@ impl Agent {
                 if !self.ready {
                     self.ready = true;
                     boot::tell_ready(&self.guest, pid);
+                    if pid.is_none() {
+                        // Nobody else is there to do it: an entrypoint's health is checked by its service.
+                        if let Ok(profile) = self.guest.profile() {
+                            entrypoint::check_health(&self.guest, profile);
+                        }
+                    }
                 }
             }
             News::Failed { code, message } => self.guest.push.event(&PushEvent::Failed { code, message }),
@@ -211,6 +217,7 @@ impl Agent {
             return;
         }
         boot::step(&self.guest, "stop-init");
+        self.guest.supervision.halt();
         if let Err(error) = self.init.request_shutdown() {
             log::error(&format!("the init does not go down: {error}"));
             self.tell_exit();
@@ -229,6 +236,7 @@ impl Agent {
     /// The init ends all processes, this one too.
     fn leave(&mut self, news: &Receiver<News>) {
         self.guest.push.give_up_after(LAST_WORDS + HOST_GRACE);
+        self.guest.supervision.halt();
         let deadline = Deadline::after(LAST_WORDS);
         while lock(&self.link).is_some() {
             match news.recv_timeout(deadline.remaining()) {
@@ -298,7 +306,7 @@ impl Services {
                 PushEvent::Ready { entrypoint_pid, .. } => tell(&self.news, News::Started(entrypoint_pid)),
                 PushEvent::Failed { code, message } => tell(&self.news, News::Failed { code, message }),
                 PushEvent::Step { .. } => *asked = true,
-                event @ PushEvent::Restart { .. } => self.guest.push.event(&event),
+                event @ (PushEvent::Restart { .. } | PushEvent::Health { .. }) => self.guest.push.event(&event),
                 PushEvent::Other => {}
             },
             other => return Err(ProtocolError::Unexpected(format!("{} frame", other.name()))),

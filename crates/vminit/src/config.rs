@@ -1,7 +1,7 @@
 //! Whether a boot document can be carried out: checked whole before anything is done.
 
 use crate::util::refuse;
-use firebuild_protocol::message::{BootDocument, BootKind, InitMode, Interface, RootMode};
+use firebuild_protocol::message::{BootDocument, BootKind, HealthCheck, InitMode, Interface, RootMode};
 use firebuild_protocol::{ErrorCode, TaskError};
 
 /// Refuses what this vminit does not serve and names that could be more than names.
@@ -16,6 +16,9 @@ pub fn check(document: &BootDocument) -> Result<(), TaskError> {
     for mount in &document.mounts {
         check_drive(&mount.drive)?;
         check_target(&mount.target)?;
+    }
+    if let Some(health) = &document.health {
+        check_health(health)?;
     }
     for interface in &document.interfaces {
         check_interface(interface)?;
@@ -38,6 +41,14 @@ fn check_root(document: &BootDocument) -> Result<(), TaskError> {
             (RootMode::Copy, _) => check_drive(&root.lower),
         },
     }
+}
+
+fn check_health(health: &HealthCheck) -> Result<(), TaskError> {
+    let times = [health.interval_ms, health.timeout_ms, health.start_interval_ms];
+    if health.argv.is_empty() || health.retries == 0 || times.contains(&0) {
+        return bad("a health check without a program, a time or retries".to_owned());
+    }
+    Ok(())
 }
 
 /// A kernel's name of a block device: `vda`.
@@ -114,6 +125,11 @@ mod tests {
             (r#""kind":"run","init":"direct","root":{"mode":"copy","lower":"../sda"}"#, "drive name"),
             (r#""kind":"build","init":"direct","stop_signal":0"#, "signal"),
             (r#""kind":"build","init":"direct","interfaces":[{"name":"a/b","mac":"x"}]"#, "interface name"),
+            (
+                r#""kind":"build","init":"direct","health":{"argv":["x"],"interval_ms":0,"timeout_ms":1,
+                "start_period_ms":0,"start_interval_ms":1,"retries":1}"#,
+                "health check",
+            ),
         ] {
             let error = document(&format!(r#"{{"id":"x",{text},{metadata}}}"#)).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");

@@ -1,6 +1,7 @@
 //! The entrypoint: started as the image says, its output pushed to the host, its end ordered to the main thread.
 
 use crate::guest::{Guest, Order};
+use crate::health::Monitor;
 use crate::launch::{prepare, Launch};
 use crate::metadata::Profile;
 use crate::outputs::Sink;
@@ -20,6 +21,7 @@ pub fn start(guest: &Arc<Guest>, profile: &Profile) -> Result<u32, TaskError> {
     let (started, ends) = launch(&guest.reaper, profile, guest.document.tty)?;
     let pid = started.pid;
     guest.supervision.set_pid(Some(pid));
+    check_health(guest, profile);
     let (own, profile) = (Arc::clone(guest), profile.clone());
     start_thread("entrypoint", move || {
         let mut sink = |frame_type, bytes: &[u8]| {
@@ -32,6 +34,16 @@ pub fn start(guest: &Arc<Guest>, profile: &Profile) -> Result<u32, TaskError> {
         own.order(Order::EntrypointEnded(exit));
     })?;
     Ok(pid)
+}
+
+/// Check the machine's health from here on, if it is to be checked.
+pub fn check_health(guest: &Arc<Guest>, profile: &Profile) {
+    if let Some(check) = &guest.document.health {
+        let push = guest.push.clone();
+        let tell = Box::new(move |event: &PushEvent| push.event(event));
+        guest.supervision.set_health(Monitor::new(guest.reaper.clone(), profile.clone(), check.clone(), tell));
+        guest.supervision.begin_health();
+    }
 }
 
 /// Execute it as a child of this process.

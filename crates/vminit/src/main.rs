@@ -18,6 +18,7 @@ mod etc;
 mod files;
 mod guest;
 mod handover;
+mod health;
 mod http;
 mod inits;
 mod launch;

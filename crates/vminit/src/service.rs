@@ -4,6 +4,7 @@
 //! and STDERR, EVENT `step` when the init has asked for the end, EXIT. From it: SIGNAL.
 
 use crate::handover::{load_document, AGENT_SOCKET};
+use crate::health::Monitor;
 use crate::launch::exit_code_for;
 use crate::metadata::{self, Profile};
 use crate::reaper::Reaper;
@@ -70,6 +71,12 @@ fn run_entrypoint(
     let asked = Arc::new(Mutex::new(false));
     let supervision = Arc::new(Supervision::default());
     supervision.set_pid(Some(started.pid));
+    if let Some(check) = &document.health {
+        let own = Arc::clone(writer);
+        let tell = Box::new(move |event: &PushEvent| send_event(&own, event));
+        supervision.set_health(Monitor::new(reaper.clone(), profile.clone(), check.clone(), tell));
+        supervision.begin_health();
+    }
     let (own, halting) = (reaper.clone(), Arc::clone(&supervision));
     start_thread("agent", move || obey(&own, &halting, reader))?;
     let (own, halting, writing, told) =

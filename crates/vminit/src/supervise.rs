@@ -1,6 +1,7 @@
 //! The entrypoint's lives: when one has ended the next is started, if the restart policy says so, after a growing pause.
 
 use crate::entrypoint::{follow, launch};
+use crate::health::Monitor;
 use crate::launch::exit_code_for;
 use crate::log;
 use crate::metadata::Profile;
@@ -10,7 +11,7 @@ use crate::session::Ends;
 use crate::util::{lock, Deadline};
 use firebuild_protocol::message::{BootDocument, PushEvent, Restart, RestartPolicy};
 use firebuild_protocol::{ProcessExit, ProcessHost, TaskError};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -23,6 +24,7 @@ const STEADY: Duration = Duration::from_secs(10);
 pub struct Supervision {
     state: Mutex<State>,
     changed: Condvar,
+    health: OnceLock<Monitor>,
 }
 
 #[derive(Default)]
@@ -41,11 +43,33 @@ impl Supervision {
         lock(&self.state).pid = pid;
     }
 
-    /// From now on nothing is started again; returns the pid of what runs now.
+    /// Each life is checked by this one. Once, before the first.
+    pub fn set_health(&self, monitor: Monitor) {
+        // Set once, by whoever starts the entrypoint.
+        let _ = self.health.set(monitor);
+    }
+
+    /// A life begins: its health is not known yet.
+    pub fn begin_health(&self) {
+        if let Some(health) = self.health.get() {
+            health.begin();
+        }
+    }
+
+    fn end_health(&self) {
+        if let Some(health) = self.health.get() {
+            health.end();
+        }
+    }
+
+    /// From now on nothing is started again, and health is no longer checked; returns the pid of what runs now.
     pub fn halt(&self) -> Option<u32> {
         let mut state = lock(&self.state);
         state.halted = true;
         self.changed.notify_all();
+        if let Some(health) = self.health.get() {
+            health.close();
+        }
         state.pid
     }
 
@@ -89,6 +113,7 @@ pub fn follow_all(
             Ok((started, ends)) => {
                 let exit = follow(reaper, &started, ends, sink);
                 supervision.set_pid(None);
+                supervision.end_health();
                 if document.restart.policy != RestartPolicy::No {
                     // What it leaves of its process group would be in the next one's way; none left is an error.
                     let _ = reaper.signal(started.pid, libc::SIGKILL, true);
@@ -106,6 +131,9 @@ pub fn follow_all(
         let Some(next) = supervision.start_after(pause, start) else { return exit };
         // Only now: one that is halted in its pause is not started again.
         tell(&PushEvent::Restart { count: plan.count, code: exit.code, signal: exit.signal });
+        if next.is_ok() {
+            supervision.begin_health();
+        }
         life = next;
     }
 }

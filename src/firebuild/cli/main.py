@@ -63,15 +63,20 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "config": ("config", "config", "Settings: show each value and where it came from"),
     "version": ("version", "version", "Show the version"),
     "machine-ended": ("machines", "machine_ended", ""),
+    "machine-changed": ("machines", "machine_changed", ""),
 }  # fmt: skip
 # Docker's words for what has a command of its own here.
 _DOCKER_WORDS = {
     "images": "image ls", "rmi": "image rm", "pull": "image pull", "tag": "image tag", "import": "image import",
     "builder": "cache", "buildx": "build", "system": "gc", "container": "ls",
 }  # fmt: skip
-_HIDDEN = frozenset(("machine-ended", "build", "ps", "unpause", "profile-create", "profile-ls", "profile-inspect"))
+_HIDDEN = frozenset(
+    ("machine-ended", "machine-changed", "build", "ps", "unpause", "profile-create", "profile-ls", "profile-inspect")
+)
 # These are under no profile: they make them, or are told everything.
-_PLAIN = frozenset(("profile", "profile-create", "profile-ls", "profile-inspect", "machine-ended", "version"))
+_PLAIN = frozenset(
+    ("profile", "profile-create", "profile-ls", "profile-inspect", "machine-ended", "machine-changed", "version")
+)
 
 
 def load_command(name: str) -> click.Command:

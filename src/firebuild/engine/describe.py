@@ -9,9 +9,10 @@ import msgspec
 from firebuild.engine.core import Engine
 from firebuild.engine.views import plan_metadata
 from firebuild.errors import StoreError, UsageError
-from firebuild.machine.lifecycle import find_restarts
 from firebuild.machine.metadata import plan_ip_configuration
+from firebuild.machine.spec import HealthCheck
 from firebuild.machine.state import MachineRecord
+from firebuild.machine.telling import Health, Told, find_told
 from firebuild.names import Digest
 from firebuild.network.attach import Attachment, find_attachments
 
@@ -23,20 +24,14 @@ def describe_machine(engine: Engine, name: str) -> dict[str, Any]:
     attachments = find_attachments(engine.networks, spec.id)
     attachment = attachments[0] if attachments else None
     paths = engine.layout.machine(spec.id)
+    told = find_told(engine.machines, record)
     return {
         "Type": "run",
         "VMMID": spec.id,
         "Name": spec.name,
         "Profile": spec.profile,
-        "State": {
-            "Status": str(record.effective_state),
-            "ExitCode": progress.exit_code,
-            "Reason": record.reason,
-            "CreatedAtUTC": record.created_at_ns // 10**9,
-            "ReadyAtUTC": None if progress.ready_at_ns is None else progress.ready_at_ns // 10**9,
-            "EndedAtUTC": None if progress.ended_at_ns is None else progress.ended_at_ns // 10**9,
-        },
-        "RestartCount": find_restarts(engine.machines, record),
+        "State": _state(record, told),
+        "RestartCount": told.restarts,
         "Pid": {"Pid": progress.vmm.pid if progress.vmm else 0},
         "StartedAtUTC": 0 if progress.started_at_ns is None else progress.started_at_ns // 10**9,
         "RunCache": str(paths.state),
@@ -92,6 +87,7 @@ def describe_machine(engine: Engine, name: str) -> dict[str, Any]:
                 "Labels": dict(spec.labels),
                 "EntrypointInfo": _entrypoint(record),
                 "RestartPolicy": {"Name": spec.restart.name, "MaximumRetryCount": spec.restart.most},
+                "Healthcheck": _healthcheck(spec.health),
             },
         },
         "NetworkInterfaces": [_interface(spec.mmds and each.number == 0, each) for each in attachments],
@@ -111,6 +107,19 @@ def _mounts(record: MachineRecord) -> list[dict[str, Any]]:
         }
         for mount in record.spec.mounts
     ]
+
+
+def _state(record: MachineRecord, told: Told) -> dict[str, Any]:
+    progress = record.progress
+    return {
+        "Status": str(record.effective_state),
+        "ExitCode": progress.exit_code,
+        "Reason": record.reason,
+        "CreatedAtUTC": record.created_at_ns // 10**9,
+        "ReadyAtUTC": None if progress.ready_at_ns is None else progress.ready_at_ns // 10**9,
+        "EndedAtUTC": None if progress.ended_at_ns is None else progress.ended_at_ns // 10**9,
+        "Health": _health(told.health),
+    }
 
 
 def _rootfs(engine: Engine, record: MachineRecord) -> dict[str, Any]:
@@ -134,6 +143,34 @@ def _entrypoint(record: MachineRecord) -> dict[str, Any]:
         "User": entry.user,
         "Workdir": entry.workdir,
         "StopSignal": entry.stop_signal,
+    }
+
+
+def _health(health: Health | None) -> dict[str, Any] | None:
+    """As docker shows it."""
+    if health is None:
+        return None
+    return {
+        "Status": health.status,
+        "FailingStreak": health.failing_streak,
+        "Log": [
+            {"Start": each.start, "End": each.end, "ExitCode": each.code, "Output": each.output}
+            for each in health.results
+        ],
+    }
+
+
+def _healthcheck(check: HealthCheck | None) -> dict[str, Any] | None:
+    """As docker shows it: times in nanoseconds."""
+    if check is None:
+        return None
+    return {
+        "Test": list(check.test),
+        "Interval": check.interval_ms * 10**6,
+        "Timeout": check.timeout_ms * 10**6,
+        "StartPeriod": check.start_period_ms * 10**6,
+        "StartInterval": check.start_interval_ms * 10**6,
+        "Retries": check.retries,
     }
 
 

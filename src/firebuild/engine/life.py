@@ -12,7 +12,7 @@ from firebuild.errors import MachineError, NotFoundError
 from firebuild.guest.control import request_signal
 from firebuild.host.deadline import Deadline
 from firebuild.machine.lifecycle import start_again
-from firebuild.machine.living import pause_machine, rename_machine, resume_machine, wait_machine
+from firebuild.machine.living import pause_machine, rename_machine, resume_machine, wait_machine, wait_until
 from firebuild.machine.metadata import parse_signal
 from firebuild.machine.state import ENDED, MachineRecord, State
 from firebuild.names import PortMapping, parse_machine_name
@@ -64,9 +64,14 @@ def resume(engine: Engine, name: str) -> None:
     resume_machine(engine.machines, engine.machines.records.get(name).spec.id)
 
 
-def wait(engine: Engine, name: str) -> int | None:
-    """Wait until a machine has ended; its exit code, None where it ended without one."""
-    return wait_machine(engine.machines, engine.machines.records.get(name))
+def wait(engine: Engine, name: str, deadline: Deadline | None = None) -> int | None:
+    """Wait until a machine has ended; its exit code, None where it ended without one. Raises DeadlineError."""
+    return wait_machine(engine.machines, engine.machines.records.get(name), deadline)
+
+
+def wait_for(engine: Engine, name: str, wanted: str, deadline: Deadline | None = None) -> None:
+    """Wait until a machine is running, healthy or unhealthy. Raises MachineError where that cannot be any more, DeadlineError."""
+    wait_until(engine.machines, engine.machines.records.get(name).spec.id, wanted, deadline)
 
 
 def rename(engine: Engine, name: str, new_name: str) -> None:

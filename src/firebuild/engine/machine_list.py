@@ -9,6 +9,8 @@ from firebuild.engine.core import Engine
 from firebuild.errors import UsageError
 from firebuild.machine.state import ENDED, MachineRecord, State
 
+HEALTHS = ("starting", "healthy", "unhealthy", "none")
+
 Test = Callable[[MachineRecord, str], bool]
 
 
@@ -26,6 +28,9 @@ def list_machines(
     for text in filters.get("exited", ()):
         if not text.isdigit():
             raise UsageError(f"`{text}` is not an exit code")
+    for text in filters.get("health", ()):
+        if text not in HEALTHS:
+            raise UsageError(f"`{text}` is not a health", hint=f"choose {', '.join(HEALTHS)}")
     records = engine.machines.records
     times = {key: [records.get(text).created_at_ns for text in filters.get(key, ())] for key in ("before", "since")}
     ended_too = show_all or last is not None or "status" in filters or "exited" in filters
@@ -79,5 +84,6 @@ FILTERS: Mapping[str, Test] = {
     "network": lambda record, text: any(join.network == text for join in record.spec.networks),
     "exited": lambda record, text: record.effective_state in ENDED and record.progress.exit_code == int(text),
     "publish": _fits_port,
+    "health": lambda record, text: (record.health or "none") == text,
 }
 FILTER_KEYS = (*FILTERS, "before", "since")

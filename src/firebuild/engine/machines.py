@@ -14,6 +14,7 @@ from firebuild.engine.bootable import Report, ensure_image
 from firebuild.engine.core import Engine
 from firebuild.engine.disks import ensure_root_disk
 from firebuild.engine.folders import Synced, fill_disks, needs_sync, note_folders, sync_back
+from firebuild.engine.health import HealthOptions, plan_health
 from firebuild.engine.kernels import get_boot
 from firebuild.engine.space import require_room
 from firebuild.engine.volumes import ensure, plan_drives
@@ -39,7 +40,7 @@ from firebuild.machine.spec import (
     RestartPolicy,
 )
 from firebuild.machine.state import ENDED, MachineRecord, State
-from firebuild.names import PortMapping, new_machine_id, parse_hostname, parse_machine_name, parse_reference
+from firebuild.names import MachineId, PortMapping, new_machine_id, parse_hostname, parse_machine_name, parse_reference
 from firebuild.network.attach import find_attachments
 from firebuild.store.disks import make_blank
 from firebuild.store.images import Image
@@ -89,6 +90,7 @@ class RunRequest(msgspec.Struct, frozen=True):
     restart: RestartPolicy = RestartPolicy()
     mounts: Sequence[MountRequest] = ()
     sync_back: bool = False
+    health: HealthOptions = HealthOptions()
     pull: str = "missing"
     access: Access = Access(retries=1)
 
@@ -146,7 +148,8 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
         address=next((address for join in request.networks for address in join.addresses), None), joins=list(request.networks),
         allow=split_words(engine.settings.machine_allow),
         env=dict(request.env), users=plan_users(image, request), entrypoint=plan_entrypoint(image, request),
-        restart=request.restart, mmds=request.mmds, auto_remove=request.auto_remove,
+        restart=request.restart, health=plan_health(image.config.config, request.health),
+        mmds=request.mmds, auto_remove=request.auto_remove,
         # A killed command must not take with it what was to be copied back.
         remover=find_identity(os.getpid()) if request.caller_removes and not request.sync_back else None,
         stop_timeout_s=DEFAULT_STOP_TIMEOUT_S if request.stop_timeout_s is None else request.stop_timeout_s,
@@ -335,3 +338,8 @@ def note_end(engine: Engine, machine_id: str) -> None:
     record = engine.machines.records.find(machine_id)
     if record is not None:
         finish_machine(engine.machines, record.spec.id)
+
+
+def note_change(engine: Engine, machine_id: str, health: str) -> None:
+    """What the supervisor calls when its guest has told something new of itself."""
+    engine.machines.records.note_health(MachineId(machine_id), health)

@@ -53,7 +53,8 @@ _GUEST_CID = 3
 _KILLED_CODE = 137
 # For an image's own init to take its services down.
 _INIT_STOP_S = 90.0
-_STATUS_S = 10.0
+# What the supervisor calls.
+_SELF = (sys.executable, "-I", "-m", "firebuild")
 
 # What a guest may say that is a fault of the request or the image, and what to do about it.
 _REQUEST_FAULTS = {
@@ -226,7 +227,8 @@ def _start(
         spec, paths,
         plan_emulator(vmm_id=spec.id, api_socket=paths.api_socket, log=paths.vmm_log, binary=services.vmm_binary),
         netns=Path(attachments[0].netns_path) if attachments else None,
-        on_exit=[sys.executable, "-I", "-m", "firebuild", "machine-ended", spec.id],
+        on_exit=[*_SELF, "machine-ended", spec.id],
+        on_change=[*_SELF, "machine-changed", spec.id],
         owner=owner,
         environment={
             "FIREBUILD_STATE": str(services.layout.state), "FIREBUILD_RUN": str(services.layout.run),
@@ -508,14 +510,6 @@ def _ending(exit_record: dict[str, Any] | None, reason: str | None, console: Pat
 def _restarts(told: dict[str, Any] | None) -> int:
     count = told.get("restarts") if told is not None else None
     return count if isinstance(count, int) else 0
-
-
-def find_restarts(services: MachineServices, record: MachineRecord) -> int:
-    """How often the machine's entrypoint was started again; 0 where a supervisor that should know is gone."""
-    if record.state in ENDED or not record.alive:
-        return record.progress.restarts
-    with open_supervisor(services.layout.machine(record.spec.id)) as link:
-        return 0 if link is None else _restarts(link.find_status(Deadline(_STATUS_S, "asking the supervisor")))
 
 
 def load_exit_record(paths: MachineLayout) -> dict[str, Any] | None:

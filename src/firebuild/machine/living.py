@@ -7,8 +7,9 @@ import msgspec
 from firebuild.errors import MachineError
 from firebuild.host.deadline import Deadline
 from firebuild.host.identity import wait_gone
+from firebuild.host.watch import FileWatch
 from firebuild.machine.lifecycle import MachineServices, finish_machine, hold_machine
-from firebuild.machine.state import MachineRecord, State
+from firebuild.machine.state import ENDED, MachineRecord, State
 from firebuild.machine.supervisor import open_supervisor
 from firebuild.names import MachineId
 from firebuild.vmm.api import open_api
@@ -16,6 +17,8 @@ from firebuild.vmm.api import open_api
 _API_S = 30.0
 # For a supervisor whose VMM has ended: its clean-up command may take two minutes.
 _END_S = 150.0
+# A supervisor that is killed writes nothing.
+_LOOK_S = 5.0
 
 
 def pause_machine(services: MachineServices, machine_id: MachineId) -> None:
@@ -52,8 +55,53 @@ def rename_machine(services: MachineServices, machine_id: MachineId, name: str) 
         services.records.rename(msgspec.structs.replace(record.spec, name=name))
 
 
-def wait_machine(services: MachineServices, record: MachineRecord) -> int | None:
-    """Wait until a machine has ended; its exit code, None where it ended without one. Also of one that is removed by its end."""
+def wait_until(services: MachineServices, machine_id: MachineId, wanted: str, deadline: Deadline | None = None) -> None:
+    """Wait until a machine is `running`, `healthy` or `unhealthy`. Raises MachineError where its health can never be that:
+    it has ended, was removed or checks no health; DeadlineError."""
+    # Every change of a record writes to the database, which lies in this folder.
+    with FileWatch(services.layout.state) as watch:
+        while True:
+            record = services.records.find(machine_id)
+            if record is None:
+                raise MachineError(f"the machine {machine_id} was removed before it was {wanted}")
+            state = record.effective_state
+            if wanted == "running":
+                if state is State.RUNNING:
+                    return
+            else:
+                _check_can_be(record, wanted)
+                if state in (State.RUNNING, State.PAUSED) and _await_health(services, record, wanted, deadline):
+                    return
+            watch.wait(timeout_s=_LOOK_S if deadline is None else min(_LOOK_S, deadline.check()))
+
+
+def _check_can_be(record: MachineRecord, wanted: str) -> None:
+    if record.spec.health is None:
+        raise MachineError(
+            f"the machine {record.spec.name} checks no health, so it is never {wanted}",
+            hint="give it a check with `firebuild run --health-cmd`",
+        )
+    if record.effective_state in ENDED:
+        raise MachineError(
+            f"the machine {record.spec.name} is {record.effective_state}, not {wanted}",
+            hint=f"see `firebuild inspect {record.spec.name}` and `firebuild logs {record.spec.name}`",
+        )
+
+
+def _await_health(services: MachineServices, record: MachineRecord, wanted: str, deadline: Deadline | None) -> bool:
+    """False if its supervisor has ended, or is not there."""
+    with open_supervisor(services.layout.machine(record.spec.id)) as link:
+        while link is not None and (event := link.find_event(deadline)) is not None:
+            if event.get("event") == "health" and event.get("status") == wanted:
+                return True
+    if not record.alive:
+        finish_machine(services, record.spec.id)
+    return False
+
+
+def wait_machine(services: MachineServices, record: MachineRecord, deadline: Deadline | None = None) -> int | None:
+    """Wait until a machine has ended; its exit code, None where it ended without one. Also of one that is removed by its end.
+    Raises DeadlineError."""
     machine_id = record.spec.id
     if record.state in (State.CREATED, State.STARTING):
         # Whoever starts it holds its lock.
@@ -65,11 +113,11 @@ def wait_machine(services: MachineServices, record: MachineRecord) -> int | None
     code = record.progress.exit_code
     if record.alive:
         with open_supervisor(services.layout.machine(machine_id)) as link:
-            while link is not None and (event := link.find_event()) is not None:
+            while link is not None and (event := link.find_event(deadline)) is not None:
                 if event.get("event") == "exit" and isinstance(event.get("code"), int):
                     code = event["code"]
         if record.progress.supervisor is not None:
-            wait_gone(record.progress.supervisor, _END_S)
+            wait_gone(record.progress.supervisor, _END_S if deadline is None else min(_END_S, deadline.check()))
     finish_machine(services, machine_id)
     ended = services.records.find(machine_id)
     return code if ended is None else ended.progress.exit_code

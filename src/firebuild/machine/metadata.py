@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from firebuild.errors import UsageError
-from firebuild.machine.spec import MachineSpec, RestartPolicy
+from firebuild.machine.spec import HealthCheck, MachineSpec, RestartPolicy
 from firebuild.network.attach import Attachment
 
 MMDS_LIMIT_BYTES = 51200
@@ -147,6 +147,7 @@ def plan_boot_document(spec: MachineSpec, attachments: Sequence[Attachment]) -> 
         "volumes": list(spec.volumes),
         "mounts": _plan_mounts(spec),
         "restart": _restart(spec.restart),
+        "health": _health(spec.health),
     }
     if spec.kind == "run":
         upper = "vdb" if spec.root_mode == "overlay" else None
@@ -160,6 +161,15 @@ def _restart(policy: RestartPolicy) -> dict[str, Any]:
     # What tells unless-stopped from always is a start of the host's, of which the guest knows nothing.
     name = "always" if policy.name == "unless-stopped" else policy.name
     return {"policy": name, "most": policy.most or None}
+
+
+def _health(check: HealthCheck | None) -> dict[str, Any] | None:
+    if check is None:
+        return None
+    document: dict[str, Any] = msgspec.to_builtins(check)
+    # For people.
+    del document["test"]
+    return document
 
 
 def parse_signal(text: str) -> int:

@@ -40,6 +40,19 @@ class RestartPolicy(msgspec.Struct, frozen=True):
     most: int = 0
 
 
+class HealthCheck(msgspec.Struct, frozen=True):
+    """How the guest finds out whether the entrypoint is well: `argv` every `interval_ms`, in the start period every
+    `start_interval_ms`; `retries` failures in a row are unhealthy. `test`: as the image or the user wrote it."""
+
+    argv: list[str]
+    interval_ms: int
+    timeout_ms: int
+    start_period_ms: int
+    start_interval_ms: int
+    retries: int
+    test: list[str] = []
+
+
 _RESTART = re.compile(r"(no|always|unless-stopped|on-failure(?::([1-9][0-9]{0,8}))?)")
 
 
@@ -167,6 +180,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     users: dict[str, str] = {}
     entrypoint: Entrypoint = Entrypoint()
     restart: RestartPolicy = RestartPolicy()
+    health: HealthCheck | None = None
     mmds: bool = True
     auto_remove: bool = False
     remover: ProcessIdentity | None = None

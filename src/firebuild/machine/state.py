@@ -69,6 +69,14 @@ class MachineRecord(msgspec.Struct, frozen=True):
     state: State
     progress: Progress
     created_at_ns: int
+    told_health: str | None = None
+
+    @property
+    def health(self) -> str | None:
+        """starting, healthy or unhealthy; None where it does not run or nothing is checked."""
+        if self.spec.health is None or self.effective_state is not State.RUNNING:
+            return None
+        return self.told_health or "starting"
 
     @property
     def alive(self) -> bool:
@@ -111,7 +119,7 @@ class MachineRecord(msgspec.Struct, frozen=True):
         return HOST_REBOOT if unseen else self.progress.reason
 
 
-_COLUMNS = "spec, state, record, created_at_ns"
+_COLUMNS = "spec, state, record, created_at_ns, health"
 
 
 class MachineRecords:
@@ -155,11 +163,18 @@ class MachineRecords:
 
     def update(self, machine_id: MachineId, state: State, progress: Progress) -> None:
         """Record a machine's state."""
+        # The health of an earlier life says nothing.
+        forget = ", health = NULL" if state is State.STARTING else ""
         with self._database.transaction():
             self._database.execute(
-                "UPDATE machines SET state = ?, record = ?, updated_at_ns = ? WHERE id = ?",
+                f"UPDATE machines SET state = ?, record = ?, updated_at_ns = ?{forget} WHERE id = ?",
                 (state, _encode(progress), time.time_ns(), machine_id),
             )
+
+    def note_health(self, machine_id: MachineId, health: str) -> None:
+        """Record what the guest says of its health. Nobody's lock is needed: nothing else is changed."""
+        with self._database.transaction():
+            self._database.execute("UPDATE machines SET health = ? WHERE id = ?", (health, machine_id))
 
     def delete(self, machine_id: MachineId) -> None:
         """Forget a machine: last, when nothing of it is left."""
@@ -200,13 +215,14 @@ def _encode(value: msgspec.Struct) -> str:
 
 
 def _decode(row: sqlite3.Row) -> MachineRecord:
-    spec, state, progress, created_at_ns = tuple(row)
+    spec, state, progress, created_at_ns, health = tuple(row)
     try:
         return MachineRecord(
             spec=msgspec.json.decode(str(spec), type=MachineSpec),
             state=State(str(state)),
             progress=msgspec.json.decode(str(progress), type=Progress),
             created_at_ns=int(str(created_at_ns)),
+            told_health=None if health is None else str(health),
         )
     except (msgspec.DecodeError, ValueError) as error:
         raise StoreError(f"a machine's record in the database does not parse: {error}") from error

@@ -57,6 +57,7 @@ def start_supervisor(
     *,
     netns: Path | None,
     on_exit: Sequence[str],
+    on_change: Sequence[str],
     environment: Mapping[str, str],
     owner: Owner,
 ) -> tuple[ProcessIdentity, ProcessIdentity]:
@@ -81,6 +82,7 @@ def start_supervisor(
         "vmm_pid_file": str(paths.vmm_pid_file),
         "exit_record": str(paths.exit_record),
         "on_exit": list(on_exit),
+        "on_change": list(on_change),
         "boot_timeout_ms": int(spec.boot_timeout_s * 1000),
     }
     write_atomic(paths.supervisor_config, msgspec.json.encode(config))

@@ -65,6 +65,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             created_at_ns INTEGER NOT NULL
         ) STRICT""",
     ),
+    ("ALTER TABLE machines ADD COLUMN health TEXT",),
 )
 
 Parameters = Sequence[Any] | Mapping[str, Any]

@@ -60,17 +60,28 @@ def resume(machines: tuple[str, ...], vmm_ids: tuple[str, ...]) -> int:
 @click.command()
 @click.argument("machines", nargs=-1)
 @_VMM_IDS
-def wait(machines: tuple[str, ...], vmm_ids: tuple[str, ...]) -> int:
-    """Wait until machines have ended, and print the exit code of each: 125 where the entrypoint left none."""
+@click.option("--for", "--condition", "wanted", default="stopped", show_default=True,
+              type=click.Choice(["stopped", "running", "healthy", "unhealthy"]), help="What is waited for.")  # fmt: skip
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), help="Seconds after which it is an error."
+)
+def wait(machines: tuple[str, ...], vmm_ids: tuple[str, ...], wanted: str, timeout_s: float | None) -> int:
+    """Wait until machines have ended, and print the exit code of each: 125 where the entrypoint left none. Or until they are
+    running, healthy or unhealthy; one that has ended will not be healthy, and is an error."""
     from firebuild.engine import life
     from firebuild.engine.machines import settle_folders
+    from firebuild.host.deadline import Deadline
 
     status = 0
     with Engine() as engine:
         for name in machine_names(machines, vmm_ids):
+            deadline = None if timeout_s is None else Deadline(timeout_s, f"waiting until {name} is {wanted}")
             try:
+                if wanted != "stopped":
+                    life.wait_for(engine, name, wanted, deadline)
+                    continue
                 machine_id = engine.machines.records.get(name).spec.id
-                code = life.wait(engine, name)
+                code = life.wait(engine, name, deadline)
                 note_synced(settle_folders(engine, machine_id))
             except FirebuildError as error:
                 print_error(error)

@@ -22,7 +22,7 @@ _HEADINGS = ("ID", "NAME", "IMAGE", "STATE", "CREATED", "ADDRESS", "PORTS")
 @click.option("-a", "--all", "show_all", is_flag=True, help="Show ended machines too.")
 @click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
 @click.option("-f", "--filter", "filters", multiple=True,
-              help="id=, name=, status=, label=, image=, ancestor=, network=, publish=, exited=, before=, since=.")  # fmt: skip
+              help="id=, name=, status=, label=, image=, ancestor=, network=, publish=, health=, exited=, before=, since=.")  # fmt: skip
 @click.option("-n", "--last", type=click.IntRange(0), help="Show that many newest machines, ended ones too.")
 @click.option("-l", "--latest", is_flag=True, help="Show the newest machine, an ended one too.")
 @click.option("--no-trunc", is_flag=True, help="Nothing is cut short in any case.")
@@ -59,7 +59,7 @@ def _addresses(record: MachineRecord) -> list[str]:
 
 def _status(record: MachineRecord) -> str:
     state = record.effective_state
-    detail = HOST_REBOOT if record.reason == HOST_REBOOT else record.progress.exit_code
+    detail = HOST_REBOOT if record.reason == HOST_REBOOT else record.health or record.progress.exit_code
     return str(state) if detail is None else f"{state} ({detail})"
 
 
@@ -79,6 +79,7 @@ def _object(record: MachineRecord) -> dict[str, Any]:
         "running": record.effective_state in (State.RUNNING, State.PAUSED), "pid": progress.vmm.pid if progress.vmm else None,
         "created": format_time(record.created_at_ns), "started": format_time(progress.started_at_ns),
         "ip-address": next(iter(_addresses(record)), ""), "exit-code": progress.exit_code, "reason": record.reason,
+        "health": record.health,
         "ports": [str(port) for port in record.ports], "labels": dict(spec.labels), "profile": spec.profile,
     }  # fmt: skip
 

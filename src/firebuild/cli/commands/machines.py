@@ -86,3 +86,16 @@ def machine_ended(machine_id: str) -> None:
     # The supervisor's environment says it all: the profile may be another by now, or gone.
     with Engine(load_settings()[0]) as engine:
         note_end(engine, machine_id)
+
+
+@click.command("machine-changed", hidden=True)
+@click.argument("machine_id")
+@click.option("--health", required=True, type=click.Choice(["starting", "healthy", "unhealthy"]))
+@click.option("--restarts", required=True, type=int)
+def machine_changed(machine_id: str, health: str, restarts: int) -> None:
+    """Called by the supervisor when its guest has told something new of itself."""
+    from firebuild.config.settings import load_settings
+    from firebuild.engine.machines import note_change
+
+    with Engine(load_settings()[0]) as engine:
+        note_change(engine, machine_id, health)

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from firebuild.cli.health_options import health_options, parse_health_options
 from firebuild.cli.options import START_FAILURES, parse_environment
 from firebuild.cli.output import note, print_error, write_output
 from firebuild.cli.progress import open_meter
@@ -53,6 +54,7 @@ _SIGNAL_S = 5.0
     "--restart", default="no", show_default=True, metavar="POLICY",
     help="When the entrypoint is started again in the machine: no, on-failure[:N], always, unless-stopped.",
 )  # fmt: skip
+@health_options
 @click.option("--port", "-p", "ports", multiple=True, help="Publish a port: [[address:]host:]guest[/tcp|udp].")
 @click.option("--env", "-e", multiple=True, help="Environment variable K=V.")
 @click.option("--env-file", multiple=True, help="File of environment variables.")
@@ -169,6 +171,7 @@ def run(**options: Any) -> int:
         stop_timeout_s=options["stop_timeout_s"],
         labels=dict(text.partition("=")[::2] for text in options["label"]),
         restart=parse_restart_policy(options["restart"]),
+        health=parse_health_options(options),
         pull=options["pull"],
         access=Access(options["tls_verify"], options["authfile"], retries=1),
     )
