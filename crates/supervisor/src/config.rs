@@ -40,7 +40,7 @@ pub struct Config {
     pub vmm_pid_file: PathBuf,
     pub exit_record: PathBuf,
     pub on_exit: Vec<String>,
-    /// Told what has changed, with `--health STATUS --restarts COUNT` after it; empty: nobody is told.
+    /// Told what has changed, with `--restarts COUNT` or `--health STATUS` after it, or both; empty: nobody is told.
     pub on_change: Vec<String>,
     pub boot_timeout: Option<Duration>,
 }

@@ -53,10 +53,15 @@ impl Notices {
             _ => FIRST_PAUSE,
         };
         self.not_before = Some(now + self.pause);
-        state.health_status().clone_into(&mut self.health);
-        self.restarts = state.restarts();
         let mut argv = config.on_change.clone();
-        argv.extend(["--health", &self.health, "--restarts", &self.restarts.to_string()].map(str::to_owned));
+        if self.restarts != state.restarts() {
+            self.restarts = state.restarts();
+            argv.extend(["--restarts".to_owned(), self.restarts.to_string()]);
+        }
+        if self.health != state.health_status() {
+            state.health_status().clone_into(&mut self.health);
+            argv.extend(["--health".to_owned(), self.health.clone()]);
+        }
         self.process = Some(start_command(&argv, &open_cleanup_log(config)?)?);
         Ok(())
     }

@@ -47,6 +47,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "wait": ("life", "wait", "Wait until machines have ended, and print their exit codes"),
     "port": ("life", "port", "Show the published ports of a machine"),
     "rename": ("life", "rename", "Give a machine another name"),
+    "events": ("events", "events", "Show what happens to machines, images and builds"),
     "stop": ("machines", "stop", "Stop machines: their stop signal, then force"),
     "kill": ("machines", "kill", "Terminate machines"),
     "rm": ("machines", "rm", "Remove ended machines with their disks and logs"),

@@ -14,6 +14,7 @@ from firebuild.build.services import BuildRequest, BuildResult
 from firebuild.dockerfile.stages import SCRATCH, parse_dockerfile
 from firebuild.engine.builds import RootfsRequest, make_build_services, open_build_request, plan_facts
 from firebuild.engine.core import Engine
+from firebuild.engine.happenings import noted_build
 from firebuild.engine.machines import INIT_LABEL
 from firebuild.engine.space import require_room
 from firebuild.engine.views import sync_views
@@ -51,13 +52,14 @@ def build_baseos(
     wish = msgspec.structs.replace(request.build, tags=[], labels=labels, base_policy="registry")
     wish.lent.check()
     require_room(engine, 0, "a build")
-    with engine.use_store():
+    with engine.use_store(), noted_build(engine, [request.tag] if request.tag else []) as results:
         engine.repair(quick=True)
         reporter = Reporter(progress or NullSink())
         with open_build_request(engine, wish, reporter, stdin=stdin) as wanted:
             stands_for = request.tag or _find_name(wanted)
             reference = baseos_reference(stands_for)
             result = build_image(wanted, make_build_services(engine, wish, wanted.contexts), reporter)
+            results.append(result)
         _check_size(result.disk, request.filesystem_mib)
         image = engine.images.commit_image(
             result.image.config, result.image.layers, [reference], annotations={TYPE_ANNOTATION: "baseos"}

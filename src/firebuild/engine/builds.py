@@ -33,6 +33,7 @@ from firebuild.dockerfile.scope import PROXY_NAMES, Platform
 from firebuild.engine.bases import list_layouts, resolve_base
 from firebuild.engine.core import Engine
 from firebuild.engine.disks import MachineWish, ensure_root_disk, open_machine, root_disk_key
+from firebuild.engine.happenings import noted_build
 from firebuild.engine.images import host_architecture
 from firebuild.engine.space import require_room
 from firebuild.engine.views import sync_views
@@ -83,12 +84,13 @@ def build_rootfs(
     ContextError, DockerfileError, BuildError and what machines raise."""
     request.lent.check()
     require_room(engine, 0, "a build")
-    with engine.use_store():
+    with engine.use_store(), noted_build(engine, request.tags) as results:
         engine.repair(quick=True)
         reporter = Reporter(progress or NullSink())
         with open_build_request(engine, request, reporter, stdin=stdin) as wanted:
             services = make_build_services(engine, request, wanted.contexts)
             result = build_image(replace(wanted, debug=debug), services, reporter)
+            results.append(result)
             facts = plan_facts(engine, request, wanted, result)
             if FactStore(engine.database).save(result.image.manifest_digest, facts) or result.booted:
                 sync_views(engine, [f"{tag.name}:{tag.tag}" for tag in request.tags if tag.tag is not None])

@@ -79,9 +79,11 @@ class Engine:
         from firebuild.store.images import ImageStore
 
         def show(names: Sequence[str]) -> None:
+            from firebuild.engine.happenings import note_names
             from firebuild.engine.views import sync_views
 
             sync_views(self, names)
+            note_names(self, names)
 
         return ImageStore(self.blobs, show)
 

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from firebuild.engine.core import Engine
 from firebuild.engine.disks import export_tree
+from firebuild.engine.happenings import note_image
 from firebuild.engine.layers import load_layer_sizes
 from firebuild.errors import ConflictError, UsageError
 from firebuild.host.files import open_atomic
@@ -39,6 +40,7 @@ def push_image(
         digest = push(
             image.manifest_digest, engine.blobs, place, compression=compression, access=access, progress=progress
         )
+    note_image(engine, "pushed", image, str(place))
     return image, digest
 
 

@@ -12,6 +12,7 @@ from typing import BinaryIO
 import msgspec
 
 from firebuild.engine.core import Engine
+from firebuild.engine.happenings import note_image
 from firebuild.engine.image_changes import apply_changes, parse_changes
 from firebuild.engine.layers import measure_layers, note_layer_sizes
 from firebuild.engine.space import require_room, spare_room
@@ -81,7 +82,9 @@ def pull_image(
             access=access,
             progress=progress,
         )
-        return _take_in(engine, [name], engine.images.load_image(moved.manifest_digest), progress)
+        image = _take_in(engine, [name], engine.images.load_image(moved.manifest_digest), progress)
+        note_image(engine, "pulled", image, name.familiar)
+        return image
 
 
 def load_images(
@@ -106,6 +109,7 @@ def load_images(
         for moved in load_archive(source, engine.blobs, architecture=wanted.architecture, progress=progress):
             image = engine.images.load_image(moved.manifest_digest)
             images.append(_take_in(engine, [parse_reference(name) for name in moved.names], image, progress))
+            note_image(engine, "loaded", images[-1], ", ".join(moved.names))
     return images
 
 
@@ -161,7 +165,9 @@ def import_image(
         )
         apply_changes(config, parsed)
         note_layer_sizes(engine, {layer.diff_id: layer.size_bytes})
-        return engine.images.commit_image(config, [layer.descriptor], [reference] if reference else [])
+        image = engine.images.commit_image(config, [layer.descriptor], [reference] if reference else [])
+        note_image(engine, "imported", image, reference.familiar if reference else "")
+        return image
 
 
 def is_url(text: str) -> bool:

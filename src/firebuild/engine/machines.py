@@ -340,6 +340,6 @@ def note_end(engine: Engine, machine_id: str) -> None:
         finish_machine(engine.machines, record.spec.id)
 
 
-def note_change(engine: Engine, machine_id: str, health: str) -> None:
+def note_change(engine: Engine, machine_id: str, *, health: str | None, restarts: int | None) -> None:
     """What the supervisor calls when its guest has told something new of itself."""
-    engine.machines.records.note_health(MachineId(machine_id), health)
+    engine.machines.records.note_told(MachineId(machine_id), health=health, restarts=restarts)

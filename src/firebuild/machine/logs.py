@@ -117,7 +117,12 @@ _UNIX = re.compile(r"[0-9]{9,11}(?:\.[0-9]{1,9})?")
 
 
 def parse_since(text: str, now: datetime.datetime) -> str:
-    """An RFC 3339 time in UTC from an RFC 3339 time, Unix seconds, or an age such as `10m` or `1h30m`.
+    """As parse_moment, as an RFC 3339 time in UTC."""
+    return parse_moment(text, now).strftime("%Y-%m-%dT%H:%M:%S.%f")
+
+
+def parse_moment(text: str, now: datetime.datetime) -> datetime.datetime:
+    """A moment in UTC from an RFC 3339 time, Unix seconds, or an age such as `10m` or `1h30m`.
 
     Raises ValueError, OverflowError.
     """
@@ -131,4 +136,4 @@ def parse_since(text: str, now: datetime.datetime) -> str:
         moment = datetime.datetime.fromisoformat(text)
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=datetime.UTC)
-    return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
+    return moment.astimezone(datetime.UTC)

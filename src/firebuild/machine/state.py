@@ -11,6 +11,7 @@ import msgspec
 
 from firebuild.errors import ConflictError, NotFoundError, StoreError
 from firebuild.host.identity import ProcessIdentity, get_boot_id, is_alive
+from firebuild.machine.happenings import note_machine, note_transition
 from firebuild.machine.spec import MachineSpec
 from firebuild.names import MachineId, PortMapping
 from firebuild.store.database import Database
@@ -139,6 +140,7 @@ class MachineRecords:
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     columns,
                 )
+                note_machine(self._database, spec, "created")
         except ConflictError:
             raise self._taken(spec.name) from None
         return MachineRecord(spec=spec, state=State.CREATED, progress=progress, created_at_ns=now)
@@ -147,10 +149,13 @@ class MachineRecords:
         """Record a machine's spec with its new name. Raises ConflictError if that is taken."""
         try:
             with self._database.transaction():
+                before = self._database.query("SELECT name FROM machines WHERE id = ?", (spec.id,))
+                old_name = before[0][0] if before else None
                 self._database.execute(
                     "UPDATE machines SET name = ?, spec = ?, updated_at_ns = ? WHERE id = ?",
                     (spec.name, _encode(spec), time.time_ns(), spec.id),
                 )
+                note_machine(self._database, spec, "renamed", old_name=old_name)
         except ConflictError:
             raise self._taken(spec.name) from None
 
@@ -166,20 +171,37 @@ class MachineRecords:
         # The health of an earlier life says nothing.
         forget = ", health = NULL" if state is State.STARTING else ""
         with self._database.transaction():
+            before = self._find_before(machine_id)
             self._database.execute(
                 f"UPDATE machines SET state = ?, record = ?, updated_at_ns = ?{forget} WHERE id = ?",
                 (state, _encode(progress), time.time_ns(), machine_id),
             )
+            if before is not None:
+                note_transition(self._database, before.spec, before.state, state, progress)
 
-    def note_health(self, machine_id: MachineId, health: str) -> None:
-        """Record what the guest says of its health. Nobody's lock is needed: nothing else is changed."""
+    def note_told(self, machine_id: MachineId, *, health: str | None, restarts: int | None) -> None:
+        """Note what the guest says of itself, where it is new. Nobody's lock is needed: nothing else is changed."""
         with self._database.transaction():
-            self._database.execute("UPDATE machines SET health = ? WHERE id = ?", (health, machine_id))
+            before = self._find_before(machine_id)
+            if before is None:
+                return
+            if restarts:
+                note_machine(self._database, before.spec, "restarted", restarts=restarts)
+            if health is not None and health != before.told_health:
+                self._database.execute("UPDATE machines SET health = ? WHERE id = ?", (health, machine_id))
+                note_machine(self._database, before.spec, "health", health=health)
 
     def delete(self, machine_id: MachineId) -> None:
         """Forget a machine: last, when nothing of it is left."""
         with self._database.transaction():
+            before = self._find_before(machine_id)
             self._database.execute("DELETE FROM machines WHERE id = ?", (machine_id,))
+            if before is not None:
+                note_machine(self._database, before.spec, "removed")
+
+    def _find_before(self, machine_id: MachineId) -> MachineRecord | None:
+        rows = self._database.query(f"SELECT {_COLUMNS} FROM machines WHERE id = ?", (machine_id,))
+        return _decode(rows[0]) if rows else None
 
     def list_all(self, kind: str | None = "run") -> list[MachineRecord]:
         """All machines of a kind (None: of every kind), oldest first."""

@@ -90,12 +90,12 @@ def machine_ended(machine_id: str) -> None:
 
 @click.command("machine-changed", hidden=True)
 @click.argument("machine_id")
-@click.option("--health", required=True, type=click.Choice(["starting", "healthy", "unhealthy"]))
-@click.option("--restarts", required=True, type=int)
-def machine_changed(machine_id: str, health: str, restarts: int) -> None:
+@click.option("--health", type=click.Choice(["starting", "healthy", "unhealthy"]))
+@click.option("--restarts", type=int)
+def machine_changed(machine_id: str, health: str | None, restarts: int | None) -> None:
     """Called by the supervisor when its guest has told something new of itself."""
     from firebuild.config.settings import load_settings
     from firebuild.engine.machines import note_change
 
     with Engine(load_settings()[0]) as engine:
-        note_change(engine, machine_id, health)
+        note_change(engine, machine_id, health=health, restarts=restarts)
