@@ -65,7 +65,9 @@ pub fn check_drive(name: &str) -> Result<(), TaskError> {
 fn check_target(target: &str) -> Result<(), TaskError> {
     const OWN: [&str; 3] = ["proc", "sys", "dev"];
     let mut parts = target.split('/');
-    let is_clean = parts.next() == Some("") && target.split('/').skip(1).all(|part| !matches!(part, "" | "." | ".."));
+    let is_clean = parts.next().is_some()
+        && target.starts_with('/')
+        && target.split('/').skip(1).all(|part| !matches!(part, "" | "." | ".."));
     if is_clean && !parts.next().is_some_and(|first| OWN.contains(&first)) {
         Ok(())
     } else {
