@@ -47,7 +47,8 @@ class LineSplitter:
         """The lines that `data` completes."""
         *lines, rest = (self._rest + data).split(b"\n")
         lines = [_last_state(line.rstrip(b"\r")) for line in lines]
-        rest = _last_state(rest[:-1]) + rest[-1:]
+        body = rest.rstrip(b"\r")
+        rest = _last_state(body) + rest[len(body) :][:1]
         while len(rest) > self._limit:
             lines.append(rest[: self._limit])
             rest = rest[self._limit :]
