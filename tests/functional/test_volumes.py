@@ -88,6 +88,26 @@ def test_a_crash_frees_a_volume(fake: Fake) -> None:
     cli.ok("rm", "-f", "first", "next")
 
 
+def test_disks_grow_while_nobody_has_them(fake: Fake) -> None:
+    cli = fake.cli
+    assert fake.run("-d", "--name", "grown", "--disk-size", "64m", "-v", "data:/data").status == 0
+    assert "stop it first" in cli.refused("update", "grown", "--disk-size", "128m").stderr
+    assert "in use by the machine grown" in cli.refused("volume", "update", "data", "--size", "9g").stderr
+    cli.ok("stop", "grown")
+    assert cli.refused("update", "grown").status == 125
+    assert "only become larger" in cli.refused("update", "grown", "--disk-size", "32m").stderr
+    cli.ok("update", "grown", "--disk-size", "128m")
+    shown = cli.json("inspect", "grown")
+    assert shown["Configs"]["Machine"]["DiskSize"] == 128 << 20
+    disk = next(drive["PathOnHost"] for drive in shown["Drivers"] if drive["DriveID"] == "upper")
+    assert os.stat(disk).st_size == 128 << 20
+    assert "only become larger" in cli.refused("volume", "update", "data", "--size", "1g").stderr
+    cli.ok("volume", "update", "data", "--size", "9g")
+    assert cli.json("volume", "inspect", "data")["Size"] == 9 << 30
+    cli.ok("rm", "grown")
+    cli.ok("volume", "rm", "data")
+
+
 def _supervisor_of(control_socket: str) -> int:
     """The process whose configuration names that socket."""
     folder = Path(control_socket).parent.name

@@ -29,9 +29,14 @@ def test_volumes_outlive_machines_and_crashes(cli: Cli) -> None:
     cli.ok("kill", "--signal", "KILL", "vt")
     refused = cli.refused(*read, "true")
     assert "was not unmounted in order" in refused.stderr
+    cli.ok("update", "vt", "--disk-size", "20g")
+    cli.ok("volume", "update", "vt-data", "--size", "160m")
     # The kernel replays the journal for a machine that may write.
     cli.ok("start", "vt")
     cli.await_output("vt", "2")
+    # Both disks were made larger since.
+    sizes = cli.ok("exec", "vt", "--", "df", "-m", "--output=size", "/", "/data").split()[1:]
+    assert int(sizes[0]) > 18_000 and 100 < int(sizes[1]) <= 160, sizes
     cli.ok("exec", "vt", "--", "rm", f"{SEEDED}/FAQ")
     assert "in use by the machine vt" in cli.refused(*read, "true").stderr
     cli.ok("stop", "vt")

@@ -16,6 +16,7 @@ mod copy;
 mod entrypoint;
 mod etc;
 mod files;
+mod grow;
 mod guest;
 mod handover;
 mod health;

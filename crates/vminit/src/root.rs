@@ -1,5 +1,6 @@
 //! The guest's root: a shared read-only disk under a private upper one (or one private disk), and the switch to it.
 
+use crate::grow::grow;
 use crate::transport::Uevents;
 use crate::util::{refuse, Context, Deadline};
 use firebuild_protocol::message::{Root, RootMode};
@@ -43,12 +44,14 @@ pub fn mount_root(root: &Root, deadline: Deadline) -> Result<Disks, TaskError> {
     match root.mode {
         RootMode::Copy => {
             mount_disk(&root.lower, NEW_ROOT, MountFlags::empty(), deadline)?;
+            grow(NEW_ROOT, &root.lower);
             writable.push((root.lower.clone(), open_mount(NEW_ROOT)?));
         }
         RootMode::Overlay => {
             let Some(upper) = &root.upper else { return refuse(ErrorCode::BadRequest, "no upper drive") };
             mount_disk(&root.lower, LOWER, MountFlags::RDONLY, deadline)?;
             mount_disk(upper, UPPER, MountFlags::empty(), deadline)?;
+            grow(UPPER, upper);
             for folder in ["upper", "work"] {
                 match rustix::fs::mkdir(format!("{UPPER}/{folder}"), Mode::from_raw_mode(0o755)) {
                     Ok(()) | Err(rustix::io::Errno::EXIST) => {}

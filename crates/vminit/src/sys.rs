@@ -224,3 +224,15 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+/// EXT4_IOC_RESIZE_FS (`fs/ext4/ext4.h`, `_IOW('f', 16, __u64)`): the mounted file system of `directory` gets that many blocks.
+pub fn resize_ext4(directory: std::os::fd::BorrowedFd<'_>, blocks: u64) -> io::Result<()> {
+    const RESIZE_FS: libc::c_ulong = 0x4008_6610;
+    // SAFETY: the request reads one u64, which outlives the call.
+    let result = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&directory), RESIZE_FS as _, &blocks) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

@@ -1,6 +1,7 @@
 //! Volumes: ext4 drives mounted in the root, filled with what the image has there while they are empty.
 
 use crate::files::open_directory;
+use crate::grow::grow;
 use crate::root::wait_for_drive;
 use crate::util::{refuse, Context, Deadline};
 use firebuild_layers::TreeCopier;
@@ -44,6 +45,7 @@ fn mount_one(mount: &Mount, deadline: Deadline) -> Result<(), TaskError> {
     if mount.read_only {
         return Ok(());
     }
+    grow(target, drive);
     let volume = open_directory(target)?;
     match rustix::fs::unlinkat(&volume, "lost+found", AtFlags::REMOVEDIR) {
         // What fsck has found is the user's.

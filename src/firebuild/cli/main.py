@@ -24,7 +24,7 @@ BUG_STATUS = 2
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "doctor": ("doctor", "doctor", "Show what this host offers and how to mend what is missing"),
     "kernel": ("kernel", "kernel", "Kernels: pull, import, ls, rm"),
-    "volume": ("volume", "volume", "Volumes: create, ls, inspect, rm, prune"),
+    "volume": ("volume", "volume", "Volumes: create, ls, inspect, update, rm, prune"),
     "network": ("network", "network", "Networks: create, ls, inspect, rm, prune"),
     "image": ("image", "image", "Images: pull, push, save, load, import, export, ls, inspect, history, diff, tag, rm, prune"),
     "baseos": ("baseos", "baseos", "Build a base operating system from a Dockerfile, in a microVM"),
@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "unpause": ("life", "resume", "Alias of resume"),
     "wait": ("life", "wait", "Wait until machines have ended, and print their exit codes"),
     "port": ("life", "port", "Show the published ports of a machine"),
+    "update": ("update", "update", "Change machines: the size of their disks"),
     "rename": ("life", "rename", "Give a machine another name"),
     "events": ("events", "events", "Show what happens to machines, images and builds"),
     "stop": ("machines", "stop", "Stop machines: their stop signal, then force"),

@@ -160,6 +160,8 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
     def make_disks(machine: MachineLayout) -> None:
         if spec.root_mode == "copy":
             copy_sparse(disk.path, machine.root_copy)
+            if request.disk_size_bytes > machine.root_copy.stat().st_size:
+                os.truncate(machine.root_copy, request.disk_size_bytes)
         else:
             make_blank(machine.upper_disk, spec.disk_size_bytes, journal=True, label="upper")
         fill_disks(engine, spec, machine)

@@ -16,7 +16,7 @@ from firebuild.machine.mounts import MountRequest, plan_mounts
 from firebuild.machine.spec import DriveSpec, MountSpec
 from firebuild.store.volumes import DEFAULT_BYTES, MIN_BYTES, Volume, VolumeStore
 
-_MAX_BYTES = 16 << 40
+MAX_BYTES = 16 << 40
 
 
 class VolumeView(msgspec.Struct, frozen=True):
@@ -30,8 +30,8 @@ def create(
     engine: Engine, name: str, *, size_bytes: int = DEFAULT_BYTES, labels: Mapping[str, str] | None = None
 ) -> Volume:
     """Make an empty volume. Raises ConflictError, UsageError, HostError."""
-    if not MIN_BYTES <= size_bytes <= _MAX_BYTES:
-        raise UsageError(f"a volume has {MIN_BYTES >> 20} MiB to {_MAX_BYTES >> 40} TiB, not {size_bytes} bytes")
+    if not MIN_BYTES <= size_bytes <= MAX_BYTES:
+        raise UsageError(f"a volume has {MIN_BYTES >> 20} MiB to {MAX_BYTES >> 40} TiB, not {size_bytes} bytes")
     engine.layout.ensure()
     with hold_volumes(engine.layout):
         return open_store(engine).create(name, size_bytes, labels or {})

@@ -101,6 +101,13 @@ class VolumeStore:
             return []
         return [volume for name in names if (volume := self.find(name)) is not None]
 
+    def resize(self, name: str, size_bytes: int) -> Volume:
+        """Note the size that the volume's disk has now."""
+        volume = msgspec.structs.replace(self.get(name), size_bytes=size_bytes)
+        record = msgspec.json.encode(msgspec.structs.replace(volume, used_bytes=0))
+        write_atomic(self.disk(name).parent / "volume.json", record)
+        return volume
+
     def remove(self, name: str) -> None:
         """Remove a volume: it vanishes as a whole, then its bytes go. Raises NotFoundError, HostError."""
         doomed = self.root / f"{_STAGE}{secrets.token_hex(8)}"

@@ -1,4 +1,4 @@
-"""`firebuild volume create|ls|inspect|rm|prune`: disks that outlive the machines that have them."""
+"""`firebuild volume create|ls|inspect|update|rm|prune`: disks that outlive the machines that have them."""
 
 from __future__ import annotations
 
@@ -68,6 +68,17 @@ def ls(quiet: bool, filters: tuple[str, ...], format_name: str) -> None:
         for view in views
     ]  # fmt: skip
     print_rows(format_name, ["NAME", "SIZE", "USED", "MACHINES"], rows, [_describe(view) for view in views])
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--size", required=True, help="Its new size, no smaller than it is: 20g.")
+def update(name: str, size: str) -> None:
+    """Make a volume larger; no running machine may have it. Prints its name."""
+    from firebuild.engine.growth import grow_volume
+
+    with Engine() as engine:
+        click.echo(grow_volume(engine, name, parse_size(size, default_unit="m")).name)
 
 
 @volume.command()
