@@ -108,6 +108,29 @@ def test_disks_grow_while_nobody_has_them(fake: Fake) -> None:
     cli.ok("volume", "rm", "data")
 
 
+def test_files_of_the_user_are_disks(fake: Fake, tmp_path: Path) -> None:
+    cli = fake.cli
+    disk, odd = tmp_path / "disk", tmp_path / "odd"
+    disk.write_bytes(bytes(1 << 20))
+    odd.write_bytes(bytes(100))
+    (tmp_path / "link").symlink_to(disk)
+    started = fake.run("-d", "--name", "raw", "-v", "data:/x", "--disk", f"{tmp_path}/link", "--disk-iops", "50")
+    assert started.status == 0, started.describe()
+    drives = [(drive["DriveID"], drive["PathOnHost"]) for drive in cli.json("inspect", "raw")["Drivers"]][2:]
+    assert drives == [("volume0", str(cli.state / "volumes/data/disk.ext4")), ("disk0", str(disk))]
+    refusals = {
+        f"{disk}:ro": "in use by the machine raw", str(odd): "whole sectors", "/dev/null": "neither a file",
+        str(tmp_path / "no"): "does not exist", drives[0][1]: "belongs to firebuild", "": "names no disk",
+    }  # fmt: skip
+    for path, words in refusals.items():
+        assert words in fake.run("-d", "--disk", path).stderr, path
+    assert "at most 12" in fake.run("-d", *(f"--disk={disk}{number}" for number in range(13))).stderr
+    assert "named twice" in fake.run("-d", "--disk", f"{disk}:ro", "--disk", f"{tmp_path}/link:ro").stderr
+    cli.ok("rm", "-f", "raw")
+    disk.unlink()
+    assert cli.ok("volume", "rm", "data") == "data\n"
+
+
 def _supervisor_of(control_socket: str) -> int:
     """The process whose configuration names that socket."""
     folder = Path(control_socket).parent.name

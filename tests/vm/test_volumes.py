@@ -57,13 +57,18 @@ def test_a_folder_goes_in_and_comes_back(cli: Cli, tmp_path: Path) -> None:
     for name in ("same", "both", "gone", "sub/changed"):
         (work / name).write_text("host\n")
         os.chown(work / name, 1000, 1000)
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
     script = "cd /work && echo guest > both && echo guest > sub/changed && rm gone && echo guest > new && sync && sleep 1000000"
     result = cli.run(
-        "run", "-d", "--network", "none", "--name", "vt-folder", "-v", "./work:/work", "--sync-back", "--from", BASE, "--",
+        "run", "-d", "--network", "none", "--name", "vt-folder", "-v", "./work:/work", "--sync-back", "--disk", "./disk",
+        "--disk-iops", "1000", "--from", BASE, "--",
         "/bin/sh", "-c", script, cwd=tmp_path,
     )  # fmt: skip
     assert result.status == 0 and "cannot share a folder" in result.stderr, result.describe()
     cli.ok("exec", "vt-folder", "--", "/bin/sh", "-c", "until test -s /work/new; do sleep 0.1; done; sync")
+    cli.ok("exec", "vt-folder", "--", "/bin/sh", "-c", "echo mark > /dev/vdd; sync /dev/vdd")
+    assert disk.read_bytes().startswith(b"mark\n")
     (work / "both").write_text("changed here\n")
     # Killed: the helper's kernel replays the journal.
     cli.ok("kill", "--signal", "KILL", "vt-folder")

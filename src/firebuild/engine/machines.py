@@ -16,6 +16,7 @@ from firebuild.engine.disks import ensure_root_disk
 from firebuild.engine.folders import Synced, fill_disks, needs_sync, note_folders, sync_back
 from firebuild.engine.health import HealthOptions, plan_health
 from firebuild.engine.kernels import get_boot
+from firebuild.engine.raw_disks import plan_raw_disks
 from firebuild.engine.space import require_room
 from firebuild.engine.volumes import ensure, plan_drives
 from firebuild.errors import FirebuildError, MachineError, UsageError
@@ -27,12 +28,13 @@ from firebuild.layout import MachineLayout
 from firebuild.machine.lifecycle import finish_machine, remove_machine, start_machine, stop_machine
 from firebuild.machine.living import resume_machine
 from firebuild.machine.metadata import parse_signal
-from firebuild.machine.mounts import MountRequest, plan_mounts
+from firebuild.machine.mounts import DiskRequest, MountRequest, plan_mounts
 from firebuild.machine.spec import (
     DEFAULT_KERNEL_ARGS,
     DEFAULT_MEMORY_MIB,
     DEFAULT_NETWORK,
     DEFAULT_STOP_TIMEOUT_S,
+    DiskLimits,
     DriveSpec,
     Entrypoint,
     MachineSpec,
@@ -89,6 +91,8 @@ class RunRequest(msgspec.Struct, frozen=True):
     labels: dict[str, str] = {}
     restart: RestartPolicy = RestartPolicy()
     mounts: Sequence[MountRequest] = ()
+    disks: Sequence[DiskRequest] = ()
+    disk_limits: DiskLimits = DiskLimits()
     sync_back: bool = False
     health: HealthOptions = HealthOptions()
     pull: str = "missing"
@@ -136,7 +140,7 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
     more, mounts = plan_drives(engine, request.mounts, paths)
     ensure(engine, request.mounts, report)
     note_folders(request.mounts, sync_back=request.sync_back, report=report)
-    drives += more
+    drives += more + plan_raw_disks(engine, request.disks, beside=len(more))
     spec = MachineSpec(
         id=machine_id, name=name, kind="run",
         hostname=parse_hostname(request.hostname or name.replace("_", "-").replace(".", "-").strip("-")),
@@ -155,6 +159,7 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
         stop_timeout_s=DEFAULT_STOP_TIMEOUT_S if request.stop_timeout_s is None else request.stop_timeout_s,
         boot_timeout_s=request.boot_timeout_s or engine.settings.boot_timeout_s, labels=dict(request.labels),
         profile=engine.settings.profile, volumes=sorted(image.config.config.volumes), mounts=mounts, sync_back=request.sync_back,
+        disk_limits=request.disk_limits,
     )  # fmt: skip
 
     def make_disks(machine: MachineLayout) -> None:

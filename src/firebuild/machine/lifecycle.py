@@ -33,7 +33,7 @@ from firebuild.host.identity import (
 from firebuild.host.locks import hold_lock
 from firebuild.host.watch import wait_for_path
 from firebuild.layout import Layout, MachineLayout
-from firebuild.machine.claims import claim_volumes
+from firebuild.machine.claims import claim_disks
 from firebuild.machine.console import find_crash, find_killed
 from firebuild.machine.metadata import MMDS_ADDRESS, parse_signal, plan_boot_document, plan_metadata
 from firebuild.machine.spec import MachineSpec
@@ -41,7 +41,16 @@ from firebuild.machine.state import ENDED, HOST_REBOOT, MachineRecord, MachineRe
 from firebuild.machine.supervisor import Owner, SupervisorLink, open_owner, open_supervisor, read_tail, start_supervisor
 from firebuild.names import MachineId
 from firebuild.network.attach import Attachment, NetworkSettings, attach_network, detach_network
-from firebuild.vmm.models import BootSource, Drive, MachineConfiguration, MmdsConfig, NetworkInterface, VmmSetup, Vsock
+from firebuild.vmm.models import (
+    BootSource,
+    Drive,
+    MachineConfiguration,
+    MmdsConfig,
+    NetworkInterface,
+    VmmSetup,
+    Vsock,
+    make_limiter,
+)
 from firebuild.vmm.process import plan_emulator
 
 _CLEANUP_S = 120.0
@@ -139,7 +148,7 @@ def _start_recorded(
 ) -> MachineRecord:
     # The lock comes before the record: a record whose lock is free has lost its owner.
     with hold_machine(services, spec.id) as paths, ExitStack() as stack:
-        with claim_volumes(services.layout, services.records, spec):
+        with claim_disks(services.layout, services.records, spec):
             services.records.insert(spec, Progress(owner=find_identity(os.getpid())))
         tie = owner or stack.enter_context(open_owner())
         try:
@@ -210,7 +219,7 @@ def _start(
     progress = Progress(
         owner=find_identity(os.getpid()), started_at_ns=time.time_ns(), boot_id=get_boot_id(), life=life
     )
-    with claim_volumes(services.layout, records, spec):
+    with claim_disks(services.layout, records, spec):
         records.update(spec.id, State.STARTING, progress)
     _forget_end(paths)
     _make_folder(paths.run)
@@ -305,6 +314,7 @@ def _boot(
                 path_on_host=drive.path,
                 is_read_only=drive.read_only,
                 cache_type="Writeback" if drive.durable else "Unsafe",
+                rate_limiter=make_limiter(spec.disk_limits.bytes, spec.disk_limits.iops),
             )
             for drive in spec.drives
         ],

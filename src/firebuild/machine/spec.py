@@ -76,6 +76,13 @@ class DriveSpec(msgspec.Struct, frozen=True):
     durable: bool = False
 
 
+class DiskLimits(msgspec.Struct, frozen=True):
+    """What each of a machine's disks may do in a second; 0: no limit. `iops`: reads and writes; `bytes`: of both."""
+
+    iops: int = 0
+    bytes: int = 0
+
+
 class MountSpec(msgspec.Struct, frozen=True):
     """A drive that the guest mounts on the folder `target`. `volume`: the named volume that it is, or empty; `folder`: the
     folder of the host that it is a copy of, or empty. `seed`: while it is empty it gets what the image has there."""
@@ -157,6 +164,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     `remover`: the command that follows it and removes it then; where that has died, it is as with `auto_remove`.
     `profile`: the profile that it belongs to. `mounts`: in the order in which they are mounted.
     `sync_back`: its folders of the host are copied back when it has ended.
+    `disk_limits`: of each drive; those whose id begins with `disk` are the user's own files and devices.
     """
 
     id: MachineId
@@ -193,6 +201,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     mounts: list[MountSpec] = []
     allow: list[str] = []
     sync_back: bool = False
+    disk_limits: DiskLimits = DiskLimits()
 
     @property
     def networks(self) -> list[NetworkJoin]:

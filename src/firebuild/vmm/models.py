@@ -24,6 +24,27 @@ class BootSource(msgspec.Struct, frozen=True, omit_defaults=True):
     initrd_path: str | None = None
 
 
+class TokenBucket(msgspec.Struct, frozen=True):
+    """`size` tokens, refilled within `refill_time` milliseconds."""
+
+    size: int
+    refill_time: int = 1000
+
+
+class RateLimiter(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Limits of bytes and of operations."""
+
+    bandwidth: TokenBucket | None = None
+    ops: TokenBucket | None = None
+
+
+def make_limiter(bytes_per_s: int, ops_per_s: int) -> RateLimiter | None:
+    """The limiter for these; 0: no limit."""
+    if not bytes_per_s and not ops_per_s:
+        return None
+    return RateLimiter(TokenBucket(bytes_per_s) if bytes_per_s else None, TokenBucket(ops_per_s) if ops_per_s else None)
+
+
 class Drive(msgspec.Struct, frozen=True):
     """PUT /drives/{drive_id}. The guest names drives vda, vdb … in the order in which they are put."""
 
@@ -32,6 +53,7 @@ class Drive(msgspec.Struct, frozen=True):
     is_root_device: bool = False
     is_read_only: bool = False
     cache_type: str = "Unsafe"
+    rate_limiter: RateLimiter | None = None
 
 
 class NetworkInterface(msgspec.Struct, frozen=True, omit_defaults=True):

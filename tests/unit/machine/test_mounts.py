@@ -54,5 +54,5 @@ def test_a_folder_is_mounted_before_those_in_it() -> None:
     ):
         with pytest.raises(UsageError, match="volume"):
             plan_mounts(twice)
-    with pytest.raises(UsageError, match="at most 16"):
+    with pytest.raises(UsageError, match="at most 12"):
         plan_mounts([MountRequest(f"v{number}", f"/v{number}") for number in range(17)])

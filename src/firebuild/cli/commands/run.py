@@ -21,10 +21,11 @@ from firebuild.cli.several import note_synced
 from firebuild.engine.core import Engine
 from firebuild.errors import DeadlineError, GuestError, UsageError
 from firebuild.host.deadline import Deadline
-from firebuild.machine.mounts import parse_mount_option, parse_volume_option
+from firebuild.machine.mounts import parse_disk_option, parse_mount_option, parse_volume_option
 from firebuild.machine.spec import (
     DEFAULT_MEMORY_MIB,
     DEFAULT_NETWORK,
+    DiskLimits,
     NetworkJoin,
     parse_address,
     parse_alias,
@@ -95,6 +96,12 @@ _SIGNAL_S = 5.0
     "--mount", "mounts", multiple=True, metavar="type=volume,source=NAME,target=/PATH",
     help="The same in Docker's other words; with readonly, volume-nocopy.",
 )  # fmt: skip
+@click.option(
+    "--disk", "disks", multiple=True, metavar="PATH[:ro]",
+    help="A file or block device of the host, as a further disk of the machine.",
+)  # fmt: skip
+@click.option("--disk-iops", type=click.IntRange(0), default=0, help="Most reads and writes a second of each disk.")
+@click.option("--disk-bandwidth", help="Most bytes a second of each disk: 50m.")
 @click.option("--sync-back", is_flag=True, help="Copy folders given with -v back when the machine has ended.")
 @click.option("--disk-size", default="8g", show_default=True, help="Size of the machine's own writable disk (sparse).")
 @click.option(
@@ -157,6 +164,10 @@ def run(**options: Any) -> int:
         ports=[mapping for text in options["ports"] for mapping in parse_port_mappings(text)],
         mounts=[*map(parse_volume_option, options["volumes"]), *map(parse_mount_option, options["mounts"])],
         sync_back=options["sync_back"],
+        disks=[parse_disk_option(text) for text in options["disks"]],
+        disk_limits=DiskLimits(
+            options["disk_iops"], parse_size(options["disk_bandwidth"]) if options["disk_bandwidth"] else 0
+        ),
         env=parse_environment(options["env_file"], options["env"]),
         ssh_keys=_load_keys(options["identity_file"]),
         ssh_users=options["ssh_users"],
