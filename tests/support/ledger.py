@@ -149,7 +149,8 @@ def find_routes() -> Iterator[str]:
     """Routes of all tables and both families."""
     for family in ("-4", "-6"):
         for route in _ip(family, "route", "show", "table", "all"):
-            if route.get("dev") not in SHARED_BRIDGES:
+            # Anycast routes come of themselves, with each address, when the host begins to route IPv6.
+            if route.get("dev") not in SHARED_BRIDGES and route.get("type") != "anycast":
                 keys = ("type", "dst", "gateway", "dev", "table")
                 yield family + " " + " ".join(f"{key}={route[key]}" for key in keys if key in route)
 

@@ -82,7 +82,8 @@ def serve(namespace: str | None, port: int, *, address: str = "", kind: str = "t
     """A server in a namespace (None: where the caller is) that tells each client which address it came from."""
 
     def listen() -> socket.socket:
-        server = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        server = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind((address, port))
         if kind == "tcp":
@@ -122,7 +123,8 @@ def ask(namespace: str | None, address: str, port: int, *, timeout_s: float = 20
     """Connect from a namespace (None: where the caller is); what the server of `serve` said. Raises OSError."""
 
     def connect() -> str:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as client:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as client:
             client.settimeout(timeout_s)
             client.connect((address, port))
             if kind == "udp":

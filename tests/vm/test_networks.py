@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
+
+import pytest
 
 from tests.support.cli import Cli
 from tests.vm.conftest import BASE
@@ -14,13 +17,16 @@ def test_two_machines_in_networks_of_their_own(cli: Cli) -> None:
     finally:
         cli.clean()
         cli.ok("network", "prune")
-    assert "inner" not in cli.ok("network", "ls", "-q").split()
+    assert not {"inner", "outer"} & set(cli.ok("network", "ls", "-q").split())
 
 
 def _try_networks(cli: Cli) -> None:
+    cli.ok("network", "create", "outer", "--ipv6", "--subnet", "fd20:1::/64")
     assert cli.ok("network", "create", "inner", "--internal", "--subnet", "10.201.7.0/24").strip() == "inner"
     sleep = ("--from", BASE, "--", "sleep", "1000")
-    cli.ok("run", "-d", "--name", "net1", "--network", "inner:ip=10.201.7.70", "--network", "machines", *sleep)
+    cli.ok(
+        "run", "-d", "--name", "net1", "--network", "inner:ip=10.201.7.70", "--network", "outer:ip6=fd20:1::7", *sleep
+    )
     cli.ok("run", "-d", "--name", "net2", "--network", "inner:alias=second", "--network-alias", "the-other", *sleep)
     look = 'for name in net1 NET1 net2 second the-other; do getent ahostsv4 "$name" | head -n 1; done'
     first, second = "10.201.7.70", cli.json("inspect", "net2")["NetworkInterfaces"][0]["Addresses"][0].partition("/")[0]
@@ -37,8 +43,14 @@ def _try_networks(cli: Cli) -> None:
     listen = "exec 3<>/dev/tcp/10.201.7.70/22 2>&1"
     assert "refused" in cli.run("exec", "net2", "--", "bash", "-c", listen).stderr
     _attack_from_a_guest(cli)
+    # Over IPv6 the machine is there, with nobody at that port, and has one way out.
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("fd20:1::7", 22), timeout=60)
+    routes = [line.split() for line in cli.ok("exec", "net1", "--", "cat", "/proc/net/ipv6_route").splitlines()]
+    ways = {(route[4], route[9]) for route in routes if route[:2] == ["0" * 32, "00"] and route[9] != "lo"}
+    assert ways == {(f"{int(ipaddress.IPv6Address('fd20:1::1')):032x}", "eth1")}
     interfaces = cli.json("inspect", "net1")["NetworkInterfaces"]
-    assert [each["StaticConfiguration"]["IPConfiguration"]["NetName"] for each in interfaces] == ["inner", "machines"]
+    assert [each["StaticConfiguration"]["IPConfiguration"]["NetName"] for each in interfaces] == ["inner", "outer"]
     assert interfaces[0]["Addresses"] == ["10.201.7.70/24"]
     names = {machine["Name"] for machine in cli.json("network", "inspect", "inner")["Machines"].values()}
     assert names == {"net1", "net2"}
@@ -51,7 +63,7 @@ def _attack_from_a_guest(cli: Cli) -> None:
         port = server.getsockname()[1]
         script = (
             f'try() {{ timeout 5 bash -c "exec 3<>/dev/tcp/$1/$2" 2>/dev/null && echo open || echo closed; }}; '
-            f"try 192.168.127.1 {port}; try 169.254.170.2 80; try 169.254.169.254 80; try 10.201.7.1 {port}"
+            f"try fd20:1::1 {port}; try 169.254.170.2 80; try 169.254.169.254 80; try 10.201.7.1 {port}"
         )
         seen = cli.ok("exec", "net1", "--", "bash", "-c", script).split()
         assert seen == ["closed", "closed", "open", "closed"]

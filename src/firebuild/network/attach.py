@@ -295,6 +295,11 @@ def _check_families(record: Record, interface: Interface) -> None:
     """A port on an IPv6 address of the host leads to an IPv6 address of the guest: plugins pass over others without a word."""
     versions = {ipaddress.ip_interface(each).version for each in interface.addresses}
     for port in record.ports:
+        if port.host_address == "::1":
+            raise NetworkError(
+                f"the port {port} cannot be published: Linux does not route IPv6's loopback",
+                hint="publish it on 127.0.0.1",
+            )
         if port.host_address and ipaddress.ip_address(port.host_address).version not in versions:
             raise NetworkError(
                 f"the port {port} cannot be published: the network `{record.network}` has no such addresses",
