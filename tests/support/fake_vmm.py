@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
 
-REQUEST, REPLY, ERROR, EVENT, STDOUT, DATA, EXIT = 0x01, 0x02, 0x03, 0x04, 0x11, 0x13, 0x14
+REQUEST, REPLY, ERROR, EVENT, STDIN, STDOUT, DATA, EXIT = 0x01, 0x02, 0x03, 0x04, 0x10, 0x11, 0x13, 0x14
 _LONG_S = 86400.0
 
 
@@ -44,6 +44,9 @@ class Script:
     path_kind: str = "directory"
     copy_out: str = ""
     health: list[tuple[str, int, str]] = field(default_factory=list)
+    attach: str = ""
+    """What happens to who attaches: "echo" (input comes back as output; its end is the entrypoint's, with exit_code), "fail",
+    "break" (a frame that is none), or nothing: the op is not known."""
 
 
 def write_fake_vmm(path: Path, script: Script) -> Path:
@@ -101,6 +104,22 @@ class FakeGuest:
     def send_bytes(self, stream: socket.socket, kind: int, payload: bytes) -> None:
         stream.sendall((len(payload) + 1).to_bytes(4, "big") + bytes((kind,)) + payload)
 
+    def attach(self, stream: socket.socket) -> None:
+        self.send(stream, REPLY, {"tty": False, "stdin": True})
+        if self.script.attach == "fail":
+            self.send(stream, ERROR, {"code": "not-found", "message": "no such program: /bin/app"})
+            assert self.push is not None
+            self.send(self.push, EVENT, {"event": "failed", "code": "not-found", "message": "no such program"})
+            self.end(127)
+        if self.script.attach == "break":
+            stream.sendall(b"\xff" * 64)
+            return
+        while (frame := receive(stream))[1]:
+            assert frame[0] == STDIN
+            self.send_bytes(stream, STDOUT, b"echo " + frame[1])
+        self.send(stream, EXIT, {"code": self.script.exit_code, "signal": None})
+        self.end(self.script.exit_code)
+
     def serve_control(self) -> None:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(self.uds)
@@ -129,6 +148,8 @@ class FakeGuest:
             self.send_bytes(self.push, STDOUT, b"signal %d\n" % request["signal"])
             if request["signal"] == self.script.end_on_signal:
                 self.end(128 + request["signal"])
+        elif op == "attach" and self.script.attach:
+            self.attach(stream)
         elif op == "exec":
             self.send(stream, REPLY, {"pid": 7})
             self.send_bytes(stream, STDOUT, b"fake output\n")
@@ -150,10 +171,19 @@ class FakeGuest:
 
 def receive(stream: socket.socket) -> tuple[int, bytes]:
     """One frame."""
+    header = receive_bytes(stream, 5)
+    return header[4], receive_bytes(stream, int.from_bytes(header[:4], "big") - 1)
+
+
+def receive_bytes(stream: socket.socket, size: int) -> bytes:
+    """As many bytes; ends this thread where the stream ends before."""
     data = b""
-    while len(data) < 5 or len(data) < 4 + int.from_bytes(data[:4], "big"):
-        data += stream.recv(65536)
-    return data[4], data[5:]
+    while len(data) < size:
+        chunk = stream.recv(size - len(data))
+        if not chunk:
+            sys.exit()
+        data += chunk
+    return data
 
 
 class _Handler(BaseHTTPRequestHandler):

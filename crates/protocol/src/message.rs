@@ -60,6 +60,12 @@ pub struct BootDocument {
     pub start_entrypoint: bool,
     #[serde(default)]
     pub tty: bool,
+    /// Whether the entrypoint's input is open to those who attach.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Whether the first one who attaches starts the entrypoint.
+    #[serde(default)]
+    pub await_attach: bool,
     #[serde(default)]
     pub volumes: Vec<String>,
     #[serde(default)]
@@ -259,6 +265,25 @@ fn default_rows() -> u16 {
 
 fn default_cols() -> u16 {
     80
+}
+
+/// `attach` on the control port.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct AttachRequest {
+    pub op: String,
+    /// 0: the client has no terminal.
+    #[serde(default)]
+    pub rows: u16,
+    #[serde(default)]
+    pub cols: u16,
+}
+
+/// `attach`'s REPLY.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct AttachReply {
+    pub tty: bool,
+    pub stdin: bool,
 }
 
 /// `copy-in`, `copy-out` and `path-stat` on the control port.

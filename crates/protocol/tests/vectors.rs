@@ -84,6 +84,22 @@ fn events_of_health_mean_what_they_say() {
 }
 
 #[test]
+fn attach() {
+    use firebuild_protocol::message::{to_json, AttachReply, AttachRequest};
+    let vectors = vectors(include_str!("../../../protocol/vectors/frames.json"));
+    let frame_of = |name: &str| {
+        let vector = vectors.iter().find(|vector| vector["name"] == name).unwrap();
+        read_all(&unhex(vector["hex"].as_str().unwrap())).unwrap().remove(0)
+    };
+    let request: AttachRequest = frame_of("attach request").message().unwrap();
+    assert_eq!(request, AttachRequest { op: "attach".to_owned(), rows: 24, cols: 80 });
+    assert_eq!(to_json(&request), frame_of("attach request").payload);
+    let reply = AttachReply { tty: true, stdin: false };
+    assert_eq!(frame_of("attach reply").message::<AttachReply>().unwrap(), reply);
+    assert_eq!(to_json(&reply), frame_of("attach reply").payload);
+}
+
+#[test]
 fn the_largest_frame_passes_and_one_byte_more_does_not() {
     let payload = vec![7_u8; firebuild_protocol::frame::MAX_PAYLOAD];
     let mut bytes = Vec::new();

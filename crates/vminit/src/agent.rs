@@ -154,13 +154,14 @@ impl Agent {
                 Ok(News::Order(Order::Signal(signal))) => {
                     self.signal_service(signal);
                 }
+                Ok(News::Order(Order::Start)) => {}
                 Ok(News::Order(_)) => self.ask_init(),
                 Ok(one) => self.take(one),
                 Err(RecvTimeoutError::Timeout) => {
                     kill_at = None;
                     self.signal_service(libc::SIGKILL);
                     // Its last output must not wait for ever for a host that does not read.
-                    self.guest.push.give_up_after(HOST_GRACE);
+                    self.guest.give_up_after(HOST_GRACE);
                 }
             }
         }
@@ -171,6 +172,9 @@ impl Agent {
         match one {
             News::Started(pid) => {
                 self.guest.supervision.set_pid(pid);
+                if pid.is_some() {
+                    self.guest.supervision.attached.begin(None, false, false);
+                }
                 if !self.ready {
                     self.ready = true;
                     boot::tell_ready(&self.guest, pid);
@@ -229,13 +233,15 @@ impl Agent {
     /// A machine that goes down with no entrypoint, or before one has ended, ends well.
     fn tell_exit(&mut self) {
         if !std::mem::replace(&mut self.told_exit, true) {
-            self.guest.push.exit(self.exit.unwrap_or(ProcessExit { code: 0, signal: None }));
+            let exit = self.exit.unwrap_or(ProcessExit { code: 0, signal: None });
+            self.guest.supervision.attached.end(exit);
+            self.guest.push.exit(exit);
         }
     }
 
     /// The init ends all processes, this one too.
     fn leave(&mut self, news: &Receiver<News>) {
-        self.guest.push.give_up_after(LAST_WORDS + HOST_GRACE);
+        self.guest.give_up_after(LAST_WORDS + HOST_GRACE);
         self.guest.supervision.halt();
         let deadline = Deadline::after(LAST_WORDS);
         while lock(&self.link).is_some() {
@@ -294,7 +300,10 @@ impl Services {
     fn take_frame(&self, stream: &mut FdStream, asked: &mut bool) -> Result<(), ProtocolError> {
         let frame = stream.read_frame()?;
         match frame.frame_type {
-            FrameType::Stdout | FrameType::Stderr => self.guest.push.send(frame.frame_type, &frame.payload),
+            FrameType::Stdout | FrameType::Stderr => {
+                self.guest.push.send(frame.frame_type, &frame.payload);
+                self.guest.supervision.attached.send(frame.frame_type, &frame.payload);
+            }
             FrameType::Exit => {
                 let exit: firebuild_protocol::message::Exit = frame.message()?;
                 let exit = ProcessExit { code: exit.code, signal: exit.signal };

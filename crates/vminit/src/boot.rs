@@ -26,6 +26,8 @@ const DEVICES_TAKE: Duration = Duration::from_secs(30);
 /// For the host to listen and to answer.
 const HOST_TAKES: Duration = Duration::from_secs(60);
 const METADATA_TAKES: Duration = Duration::from_secs(20);
+/// For somebody to attach to an entrypoint that waits for it; then it starts by itself.
+const ATTACH_TAKES: Duration = Duration::from_secs(60);
 /// What Ctrl-Alt-Del leaves the entrypoint.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -33,6 +35,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Default)]
 struct Booted {
     disks: Option<Disks>,
+    /// Started when somebody attached, or tried to.
+    started_late: bool,
     /// Started, and its exit not told yet.
     owes_exit: bool,
     /// The exit of an entrypoint that could not be started.
@@ -166,7 +170,7 @@ fn configure(guest: &Arc<Guest>, booted: &mut Booted) -> Result<(), TaskError> {
         step(guest, "hand-over");
         return handover::hand_over(guest, &profile);
     }
-    let pid = if document.start_entrypoint {
+    let pid = if document.start_entrypoint && !document.await_attach {
         step(guest, "start-entrypoint");
         Some(start_entrypoint(guest, &profile, booted)?)
     } else {
@@ -174,7 +178,29 @@ fn configure(guest: &Arc<Guest>, booted: &mut Booted) -> Result<(), TaskError> {
     };
     guest.set_configured(profile);
     tell_ready(guest, pid);
+    if document.start_entrypoint && document.await_attach {
+        let own = Arc::clone(guest);
+        start_thread("start", move || {
+            std::thread::sleep(ATTACH_TAKES);
+            own.order(Order::Start);
+        })?;
+    }
     Ok(())
+}
+
+/// Start the entrypoint, unless it has been; false if it cannot be started, which ends the machine.
+fn start_late(guest: &Arc<Guest>, booted: &mut Booted) -> bool {
+    if std::mem::replace(&mut booted.started_late, true) {
+        return true;
+    }
+    step(guest, "start-entrypoint");
+    let Err(error) = guest.profile().and_then(|profile| start_entrypoint(guest, profile, booted)) else { return true };
+    guest.supervision.attached.fail(&error);
+    fail(guest, &error);
+    if let Some(exit) = booted.unstarted {
+        guest.push.exit(exit);
+    }
+    false
 }
 
 /// The folders that the image calls volumes: those that it has stay as they are, the others are made, as Docker does.
@@ -249,7 +275,7 @@ pub fn set_clock(clock_ns: u64) {
 }
 
 /// Carry out orders until the entrypoint has ended or the machine is to be powered off.
-fn wait_for_end(guest: &Guest, orders: &Receiver<Order>, booted: &mut Booted) {
+fn wait_for_end(guest: &Arc<Guest>, orders: &Receiver<Order>, booted: &mut Booted) {
     let mut kill_at: Option<Deadline> = None;
     loop {
         let order = match kill_at {
@@ -277,6 +303,11 @@ fn wait_for_end(guest: &Guest, orders: &Receiver<Order>, booted: &mut Booted) {
                 None if booted.owes_exit => {}
                 None => return,
             },
+            Ok(Order::Start) => {
+                if !start_late(guest, booted) {
+                    return;
+                }
+            }
             Ok(Order::Signal(signal)) => {
                 if let Some(pid) = guest.supervision.pid() {
                     // As above: it may be ending.
@@ -288,7 +319,7 @@ fn wait_for_end(guest: &Guest, orders: &Receiver<Order>, booted: &mut Booted) {
                     let _ = guest.reaper.signal(pid, libc::SIGKILL, false);
                 }
                 // Its last output must not wait for ever for a host that does not read.
-                guest.push.give_up_after(HOST_GRACE);
+                guest.give_up_after(HOST_GRACE);
                 kill_at = None;
             }
         }

@@ -1,12 +1,12 @@
 //! The control port: one request a stream, each on a thread of its own.
 
-use crate::copy;
 use crate::guest::{Guest, Order};
 use crate::launch::{prepare, Launch};
 use crate::path_stat;
 use crate::session;
 use crate::stream::FdStream;
 use crate::util::{refuse, start_thread_with};
+use crate::{attach, copy};
 use firebuild_protocol::message::{op_of, CopyRequest, ExecRequest, PlainRequest, SignalRequest, StopRequest};
 use firebuild_protocol::{
     ErrorCode, FrameStream, FrameType, ProtocolError, SessionOptions, TaskError, PROTOCOL_VERSION,
@@ -67,6 +67,7 @@ fn serve_one(guest: &Arc<Guest>, stream: &mut FdStream) -> Result<(), TaskError>
     match op.as_str() {
         "hello" => hello(guest, request, stream),
         "exec" => exec(guest, &parse(request)?, stream),
+        "attach" => attach::serve(guest, &parse(request)?, stream),
         "copy-in" => copy_in(guest, &parse(request)?, stream),
         "copy-out" => copy_out(guest, &parse(request)?, stream),
         "path-stat" => path_stat(guest, &parse(request)?, stream),
@@ -96,7 +97,7 @@ fn reply(stream: &mut FdStream, value: &Value) -> Result<(), TaskError> {
 
 fn hello(guest: &Guest, request: Value, stream: &mut FdStream) -> Result<(), TaskError> {
     parse::<PlainRequest>(request)?;
-    let features: &[&str] = if guest.is_build() { &["exec", "copy", "build"] } else { &["exec", "copy"] };
+    let features: &[&str] = if guest.is_build() { &["exec", "copy", "build"] } else { &["exec", "copy", "attach"] };
     reply(stream, &json!({"protocol": PROTOCOL_VERSION, "version": crate::VERSION, "features": features}))
 }
 

@@ -4,33 +4,34 @@ use crate::guest::{Guest, Order};
 use crate::health::Monitor;
 use crate::launch::{prepare, Launch};
 use crate::metadata::Profile;
-use crate::outputs::Sink;
+use crate::outputs::{Outputs, Sink};
 use crate::reaper::{Reaper, Started};
 use crate::session::{give_pipes, give_terminal, start_error, Ends};
 use crate::supervise::follow_all;
 use crate::util::{refuse, start_thread};
-use firebuild_protocol::message::PushEvent;
+use firebuild_protocol::message::{BootDocument, PushEvent};
 use firebuild_protocol::{ErrorCode, ProcessExit, ProcessHost, TaskError};
 use std::sync::Arc;
 
-const ROWS: u16 = 24;
-const COLS: u16 = 80;
-
 /// Start it. Returns its pid once the program has been executed.
 pub fn start(guest: &Arc<Guest>, profile: &Profile) -> Result<u32, TaskError> {
-    let (started, ends) = launch(&guest.reaper, profile, guest.document.tty)?;
+    let size = guest.supervision.attached.size();
+    let (started, ends) = launch(&guest.reaper, profile, &guest.document, size)?;
     let pid = started.pid;
     guest.supervision.set_pid(Some(pid));
     check_health(guest, profile);
     let (own, profile) = (Arc::clone(guest), profile.clone());
     start_thread("entrypoint", move || {
         let mut sink = |frame_type, bytes: &[u8]| {
+            // The log comes first: nobody who is attached can hold it up.
             own.push.send(frame_type, bytes);
+            own.supervision.attached.send(frame_type, bytes);
             Ok(())
         };
         let mut tell = |event: &PushEvent| own.push.event(event);
         let first = (started, ends);
         let exit = follow_all(&own.reaper, &profile, &own.document, &own.supervision, first, &mut sink, &mut tell);
+        own.supervision.attached.end(exit);
         own.order(Order::EntrypointEnded(exit));
     })?;
     Ok(pid)
@@ -47,7 +48,13 @@ pub fn check_health(guest: &Arc<Guest>, profile: &Profile) {
 }
 
 /// Execute it as a child of this process.
-pub fn launch(reaper: &Reaper, profile: &Profile, tty: bool) -> Result<(Started, Ends), TaskError> {
+pub fn launch(
+    reaper: &Reaper,
+    profile: &Profile,
+    document: &BootDocument,
+    (rows, cols): (u16, u16),
+) -> Result<(Started, Ends), TaskError> {
+    let tty = document.tty;
     let argv = profile.entrypoint.argv();
     if argv.is_empty() {
         return refuse(ErrorCode::BadRequest, "the image has neither an entrypoint nor a command");
@@ -55,8 +62,11 @@ pub fn launch(reaper: &Reaper, profile: &Profile, tty: bool) -> Result<(Started,
     let launch = Launch { argv: &argv, tty, make_workdir: true, ..Launch::default() };
     let (mut command, mut setup) = prepare(profile, &launch)?;
     let owner = setup.identity.as_ref().map(|(uid, _, _)| *uid);
-    let ends =
-        if tty { give_terminal(&mut command, ROWS, COLS, owner)? } else { give_pipes(&mut command, false, owner)? };
+    let ends = if tty {
+        give_terminal(&mut command, rows, cols, owner)?
+    } else {
+        give_pipes(&mut command, document.stdin, owner)?
+    };
     setup.new_session = true;
     setup.controlling_terminal = tty;
     let started = reaper.start_child(&mut command, setup).map_err(|error| start_error(&command, &error))?;
@@ -64,9 +74,7 @@ pub fn launch(reaper: &Reaper, profile: &Profile, tty: bool) -> Result<(Started,
 }
 
 /// Hand its output on until it has ended; then its exit. What the sink refuses is lost.
-pub fn follow(reaper: &Reaper, started: &Started, ends: Ends, sink: &mut Sink<'_>) -> ProcessExit {
-    // Input stays open with the terminal: its closing would hang the entrypoint up.
-    let Ends { input, mut outputs } = ends;
+pub fn follow(reaper: &Reaper, started: &Started, mut outputs: Outputs, sink: &mut Sink<'_>) -> ProcessExit {
     let mut sink = |frame_type, bytes: &[u8]| {
         let _ = sink(frame_type, bytes);
         Ok(())
@@ -79,6 +87,5 @@ pub fn follow(reaper: &Reaper, started: &Started, ends: Ends, sink: &mut Sink<'_
             break;
         }
     }
-    drop(input);
     reaper.wait(started.pid).unwrap_or(ProcessExit { code: 255, signal: None })
 }

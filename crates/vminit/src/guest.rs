@@ -24,6 +24,8 @@ pub enum Order {
     PowerOff,
     /// Signal the entrypoint, and no more.
     Signal(i32),
+    /// Start the entrypoint that has waited for somebody to attach.
+    Start,
 }
 
 pub struct Guest {
@@ -61,6 +63,12 @@ impl Guest {
             Some(profile) => Ok(profile),
             None => refuse(ErrorCode::Busy, "the guest is still booting"),
         }
+    }
+
+    /// From now on neither the host nor who is attached is waited for longer than that.
+    pub fn give_up_after(&self, duration: Duration) {
+        self.push.give_up_after(duration);
+        self.supervision.attached.give_up_after(duration);
     }
 
     pub fn order(&self, order: Order) {

@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, dead_code))]
 
 mod agent;
+mod attach;
 mod boot;
 mod config;
 mod control;

@@ -3,6 +3,7 @@
 //! To the agent it speaks the protocol's frames: EVENT `ready` once the entrypoint is executed (or `failed`), STDOUT
 //! and STDERR, EVENT `step` when the init has asked for the end, EXIT. From it: SIGNAL.
 
+use crate::attach::{COLS, ROWS};
 use crate::handover::{load_document, AGENT_SOCKET};
 use crate::health::Monitor;
 use crate::launch::exit_code_for;
@@ -58,7 +59,7 @@ fn run_entrypoint(
     writer: &Writer,
 ) -> Result<i32, TaskError> {
     let reaper = Reaper::start()?;
-    let (started, ends) = match entrypoint::launch(&reaper, profile, document.tty) {
+    let (started, ends) = match entrypoint::launch(&reaper, profile, document, (ROWS, COLS)) {
         Ok(launched) => launched,
         Err(error) => {
             let code = exit_code_for(&error);

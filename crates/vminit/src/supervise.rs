@@ -1,5 +1,6 @@
 //! The entrypoint's lives: when one has ended the next is started, if the restart policy says so, after a growing pause.
 
+use crate::attach::Attached;
 use crate::entrypoint::{follow, launch};
 use crate::health::Monitor;
 use crate::launch::exit_code_for;
@@ -25,6 +26,7 @@ pub struct Supervision {
     state: Mutex<State>,
     changed: Condvar,
     health: OnceLock<Monitor>,
+    pub attached: Attached,
 }
 
 #[derive(Default)]
@@ -110,8 +112,10 @@ pub fn follow_all(
     loop {
         let began = Instant::now();
         let exit = match life {
-            Ok((started, ends)) => {
-                let exit = follow(reaper, &started, ends, sink);
+            Ok((started, Ends { input, outputs })) => {
+                supervision.attached.begin(input, document.tty, document.stdin);
+                let exit = follow(reaper, &started, outputs, sink);
+                supervision.attached.close_input();
                 supervision.set_pid(None);
                 supervision.end_health();
                 if document.restart.policy != RestartPolicy::No {
@@ -127,7 +131,9 @@ pub fn follow_all(
         };
         let Some(pause) = plan.next(exit, began.elapsed()) else { return exit };
         log::note(&format!("entrypoint ended with {}, again in {} ms", exit.code, pause.as_millis()));
-        let start = || launch(reaper, profile, document.tty).map(|launched| (launched.0.pid, launched));
+        let start = || {
+            launch(reaper, profile, document, supervision.attached.size()).map(|launched| (launched.0.pid, launched))
+        };
         let Some(next) = supervision.start_after(pause, start) else { return exit };
         // Only now: one that is halted in its pause is not started again.
         tell(&PushEvent::Restart { count: plan.count, code: exit.code, signal: exit.signal });

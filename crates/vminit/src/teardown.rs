@@ -29,10 +29,10 @@ pub struct Ending<'a> {
 pub fn power_off(ending: &Ending<'_>) -> ! {
     let guest = ending.guest;
     log::set_unlimited(true);
-    guest.push.give_up_after(TERM_GRACE + KILL_GRACE + HOST_GRACE);
+    guest.give_up_after(TERM_GRACE + KILL_GRACE + HOST_GRACE);
     step(guest, "stop-processes");
     stop_processes(guest);
-    guest.push.give_up_after(HOST_GRACE);
+    guest.give_up_after(HOST_GRACE);
     if ending.owes_exit {
         push_exit(ending);
     }

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ps": ("machine_list", "ls", "Alias of ls"),
     "inspect": ("machine_list", "inspect", "Show everything about a machine, as JSON"),
     "logs": ("logs", "logs", "Show what a machine's entrypoint printed"),
+    "attach": ("attach", "attach_", "Attach to the entrypoint of a running machine: its output, its input"),
     "exec": ("exec", "exec_", "Run a command in a running machine"),
     "cp": ("cp", "cp", "Copy files between the host and a running machine"),
     "ssh": ("ssh", "ssh", "Log in to a running machine, or run a command in it, over its own sshd"),
@@ -154,7 +155,7 @@ def run_cli(arguments: list[str]) -> int:
     except FirebuildError as error:
         print_error(error)
         # As docker run and docker exec: 125 says that firebuild failed, not the command in the machine.
-        ran = arguments[:1] in (["run"], ["exec"], ["ssh"])
+        ran = arguments[:1] in (["run"], ["exec"], ["ssh"], ["attach"])
         return USAGE_STATUS if ran and error.exit_status == 1 else error.exit_status
     except click.exceptions.Exit as exit_:
         return exit_.exit_code

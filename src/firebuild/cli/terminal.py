@@ -9,9 +9,10 @@ import sys
 import termios
 import threading
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Protocol
 
 from firebuild.errors import GuestError, UsageError
 from firebuild.guest.exec import ExecSession
@@ -19,12 +20,27 @@ from firebuild.guest.exec import ExecSession
 _CHUNK = 65536
 
 
+class Session(Protocol):
+    """A program in a guest that takes input and has a terminal."""
+
+    def send_input(self, data: bytes) -> None:
+        """Bytes for its input; empty: the end of it. Raises GuestError."""
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Tell its terminal its size. Raises GuestError."""
+
+
 def terminal_size() -> tuple[int, int]:
     """Rows and columns of the terminal on standard input, 24 by 80 where there is none."""
+    return find_terminal_size() or (24, 80)
+
+
+def find_terminal_size() -> tuple[int, int] | None:
+    """Rows and columns of the terminal on standard input, if it is one."""
     try:
         size = os.get_terminal_size(sys.stdin.fileno())
     except OSError:
-        return 24, 80
+        return None
     return size.lines or 24, size.columns or 80
 
 
@@ -50,11 +66,13 @@ def raw_terminal() -> Iterator[None]:
 
 
 @contextmanager
-def follow_resizes(session: ExecSession) -> Iterator[None]:
+def follow_resizes(session: Session) -> Iterator[None]:
     """Tell the guest's terminal when the window changes its size."""
 
     def resized(number: int, frame: FrameType | None) -> None:
-        session.resize(*terminal_size())
+        # A program that has ended needs no size; its exit status is on the way to the reader.
+        with suppress(GuestError):
+            session.resize(*terminal_size())
 
     before = signal.signal(signal.SIGWINCH, resized)
     try:
@@ -64,8 +82,13 @@ def follow_resizes(session: ExecSession) -> Iterator[None]:
 
 
 @contextmanager
-def forward_input(session: ExecSession) -> Iterator[None]:
-    """Hand standard input on to the guest's program for the block, in a thread that ends with it."""
+def forward_input(
+    session: Session, *, take: Callable[[bytes], bytes] = lambda data: data, ends: bool = True
+) -> Iterator[None]:
+    """Hand standard input on to the guest's program for the block, in a thread that ends with it.
+
+    `take` says what of it goes on; `ends`: whether its end does.
+    """
     wake_read, wake_write = os.pipe2(os.O_CLOEXEC)
     source = sys.stdin.fileno()
 
@@ -78,8 +101,13 @@ def forward_input(session: ExecSession) -> Iterator[None]:
                 data = os.read(source, _CHUNK)
             except OSError:
                 data = b""  # the terminal has gone
+            if not data and not ends:
+                return
+            passed = take(data)
+            if data and not passed:
+                continue
             try:
-                session.send_input(data)
+                session.send_input(passed)
             except GuestError:
                 # The program has ended; its exit status is on the way to the reader.
                 return

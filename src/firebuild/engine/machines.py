@@ -60,7 +60,7 @@ class RunRequest(msgspec.Struct, frozen=True):
     """What `run` is asked for. `command` replaces the image's CMD; `entrypoint` its ENTRYPOINT (and then its CMD too).
 
     `memory_mib`: MiB. `env` wins over the image's variables. `ssh_keys`: public keys, one a line, for
-    `ssh_users`; without these for the user whom the image names.
+    `ssh_users`; without these for the user whom the image names. `caller_attaches`: the entrypoint waits for that.
     """
 
     image: str
@@ -83,6 +83,9 @@ class RunRequest(msgspec.Struct, frozen=True):
     user: str | None = None
     workdir: str | None = None
     mmds: bool = True
+    tty: bool = False
+    stdin: bool = False
+    caller_attaches: bool = False
     auto_remove: bool = False
     caller_removes: bool = False
     boot_timeout_s: float | None = None
@@ -124,6 +127,11 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
             engine, request.image, policy=request.pull, access=request.access, progress=progress, report=report
         )
     image = found or engine.keep_image(lambda: engine.images.get_named(request.image))
+    if (request.tty or request.stdin) and plan_init(image, request) == "system":
+        raise UsageError(
+            f"{request.image} starts with its own init, whose services have neither terminal nor input: -i and -t do not go",
+            hint="add `--init direct`, or start it with -d and use `firebuild exec -it`",
+        )
     kernel, boot = get_boot(engine, request.kernel)
     _check_name_free(engine, name)
     disk = ensure_root_disk(engine, image, report, progress=progress)
@@ -153,6 +161,7 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
         allow=split_words(engine.settings.machine_allow),
         env=dict(request.env), users=plan_users(image, request), entrypoint=plan_entrypoint(image, request),
         restart=request.restart, health=plan_health(image.config.config, request.health),
+        tty=request.tty, stdin=request.stdin, stdin_once=request.stdin and request.caller_attaches,
         mmds=request.mmds, auto_remove=request.auto_remove,
         # A killed command must not take with it what was to be copied back.
         remover=find_identity(os.getpid()) if request.caller_removes and not request.sync_back else None,
@@ -171,7 +180,7 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
             make_blank(machine.upper_disk, spec.disk_size_bytes, journal=True, label="upper")
         fill_disks(engine, spec, machine)
 
-    record = start_machine(engine.machines, spec, boot, prepare=make_disks)
+    record = start_machine(engine.machines, spec, boot, prepare=make_disks, await_attach=request.caller_attaches)
     for attachment in find_attachments(engine.networks, machine_id):
         for warning in attachment.warnings:
             report(f"warning: {warning}")

@@ -66,7 +66,7 @@ _INIT_STOP_S = 90.0
 _SELF = (sys.executable, "-I", "-m", "firebuild")
 
 # What a guest may say that is a fault of the request or the image, and what to do about it.
-_REQUEST_FAULTS = {
+REQUEST_FAULTS = {
     "not-found": "the program must exist in the image: see `firebuild image inspect`, or give another command",
     "not-executable": "the program must be executable for that user",
     "no-such-user": "the user must be in the image's /etc/passwd: see --user and the image's USER",
@@ -118,18 +118,20 @@ def start_machine(
     *,
     prepare: Callable[[MachineLayout], None],
     owner: Owner | None = None,
+    await_attach: bool = False,
 ) -> MachineRecord:
     """Record a machine, start it, and wait until its guest is ready.
 
-    `prepare` makes the machine's own disks below its folder. With `owner` the machine stays tied to it (a build machine
-    does not outlive its build); without, it is released once it is ready. On any failure, an interrupt included,
-    everything is undone and the record removed; the error carries the console's last lines.
+    `prepare` makes the machine's own disks below its folder. `await_attach`: the first who attaches starts the entrypoint.
+    With `owner` the machine stays tied to it (a build machine does not outlive its build); without, it is released once it
+    is ready. On any failure, an interrupt included, everything is undone and the record removed; the error carries the
+    console's last lines.
     Raises ConflictError, PathTooLongError, UsageError before anything exists; then any FirebuildError.
     """
     services.layout.machine(spec.id).check_lengths()
     plan_boot_document(spec, [])
     try:
-        return _start_recorded(services, spec, boot, prepare, owner)
+        return _start_recorded(services, spec, boot, prepare, owner, await_attach)
     except BaseException:
         # An interrupt can hit anywhere, also before the lock was held: whatever is recorded is undone.
         with _uninterrupted():
@@ -145,6 +147,7 @@ def _start_recorded(
     boot: Boot,
     prepare: Callable[[MachineLayout], None],
     owner: Owner | None,
+    await_attach: bool,
 ) -> MachineRecord:
     # The lock comes before the record: a record whose lock is free has lost its owner.
     with hold_machine(services, spec.id) as paths, ExitStack() as stack:
@@ -154,7 +157,7 @@ def _start_recorded(
         try:
             _make_folder(paths.state)
             prepare(paths)
-            started = _start(services, spec, boot, paths, tie, stays_tied=owner is not None)
+            started = _start(services, spec, boot, paths, tie, stays_tied=owner is not None, await_attach=await_attach)
             if owner is None:
                 tie.release()
             return started
@@ -168,8 +171,10 @@ def _start_recorded(
             raise
 
 
-def start_again(services: MachineServices, machine_id: MachineId, boot: Boot) -> MachineRecord:
-    """Start an ended machine with its own disks and logs, and wait until its guest is ready.
+def start_again(
+    services: MachineServices, machine_id: MachineId, boot: Boot, *, await_attach: bool = False
+) -> MachineRecord:
+    """Start an ended machine with its own disks and logs, and wait until its guest is ready. `await_attach` as for a new one.
 
     On any failure, an interrupt included, it is an ended machine again, with all that it had. Raises MachineError for one
     that has not ended; then any FirebuildError, with the console's last lines.
@@ -183,7 +188,10 @@ def start_again(services: MachineServices, machine_id: MachineId, boot: Boot) ->
         detach_network(services.networks, machine_id, deadline=Deadline(_CLEANUP_S, "taking down the network"))
         remove_tree(paths.run)
         try:
-            started = _start(services, record.spec, boot, paths, owner, stays_tied=False, life=record.progress.life + 1)
+            started = _start(
+                services, record.spec, boot, paths, owner, stays_tied=False, life=record.progress.life + 1,
+                await_attach=await_attach,
+            )  # fmt: skip
             owner.release()
             return started
         except BaseException as error:
@@ -214,6 +222,7 @@ def _start(
     *,
     stays_tied: bool,
     life: int = 0,
+    await_attach: bool = False,
 ) -> MachineRecord:
     records = services.records
     progress = Progress(
@@ -231,7 +240,8 @@ def _start(
             mac=attachments[0].mac, ports=attachments[0].ports,
         )  # fmt: skip
         records.update(spec.id, State.STARTING, progress)
-    write_atomic(paths.boot_document, msgspec.json.encode(plan_boot_document(spec, attachments)))
+    document = plan_boot_document(spec, attachments, await_attach=await_attach)
+    write_atomic(paths.boot_document, msgspec.json.encode(document))
     supervisor, vmm = start_supervisor(
         spec, paths,
         plan_emulator(vmm_id=spec.id, api_socket=paths.api_socket, log=paths.vmm_log, binary=services.vmm_binary),
@@ -353,7 +363,7 @@ def _await_ready(spec: MachineSpec, link: SupervisorLink, deadline: Deadline) ->
         elif name == "failed":
             code, message = str(event.get("code", ""))[:64], str(event.get("message", ""))[:2000]
             raise GuestError(
-                f"the guest of {spec.name} could not start: {message}", guest_code=code, hint=_REQUEST_FAULTS.get(code)
+                f"the guest of {spec.name} could not start: {message}", guest_code=code, hint=REQUEST_FAULTS.get(code)
             )
         elif name == "vmm-exit":
             raise MachineError(f"the VMM of {spec.name} ended while its guest was starting (last step: {step})")
@@ -362,7 +372,7 @@ def _await_ready(spec: MachineSpec, link: SupervisorLink, deadline: Deadline) ->
 def _wants_evidence(error: BaseException) -> bool:
     """Not where the guest said what was wrong with the request: the logs would only bury that."""
     if isinstance(error, GuestError):
-        return error.guest_code not in _REQUEST_FAULTS
+        return error.guest_code not in REQUEST_FAULTS
     return isinstance(error, (MachineError, DeadlineError))
 
 

@@ -129,8 +129,13 @@ def _plan_dns(attachments: Sequence[Attachment]) -> dict[str, Any]:
     return {"nameservers": list(dict.fromkeys(servers)), "search": chosen.search, "options": chosen.options}
 
 
-def plan_boot_document(spec: MachineSpec, attachments: Sequence[Attachment]) -> dict[str, Any]:
-    """The boot document. With MMDS it holds no metadata: the guest fetches them there."""
+def plan_boot_document(
+    spec: MachineSpec, attachments: Sequence[Attachment], *, await_attach: bool = False
+) -> dict[str, Any]:
+    """The boot document. With MMDS it holds no metadata: the guest fetches them there.
+
+    `await_attach`: the first who attaches starts the entrypoint.
+    """
     mmds = spec.mmds and spec.kind == "run" and bool(attachments)
     document: dict[str, Any] = {
         "id": spec.id,
@@ -143,7 +148,9 @@ def plan_boot_document(spec: MachineSpec, attachments: Sequence[Attachment]) -> 
         "metadata": None,
         "stop_signal": parse_signal(spec.entrypoint.stop_signal),
         "start_entrypoint": spec.kind == "run",
-        "tty": False,
+        "tty": spec.tty,
+        "stdin": spec.stdin,
+        "await_attach": await_attach,
         "volumes": list(spec.volumes),
         "mounts": _plan_mounts(spec),
         "restart": _restart(spec.restart),

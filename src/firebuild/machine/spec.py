@@ -160,7 +160,8 @@ class MachineSpec(msgspec.Struct, frozen=True):
     `disk_size_bytes`: of the upper disk. `network`: a network's name, or None for none; `address`: its first static address.
     `joins`: all networks, that one first. `allow`: what it may reach beside what they allow. `env`: of the run; wins over the image's.
     `volumes`: folders that the image calls so. `users`: SSH public keys by user name.
-    `auto_remove`: removed with everything once it has ended.
+    `tty`: the entrypoint has a terminal. `stdin`: its input is open to those who attach; `stdin_once`: the end of theirs is
+    its end. `auto_remove`: removed with everything once it has ended.
     `remover`: the command that follows it and removes it then; where that has died, it is as with `auto_remove`.
     `profile`: the profile that it belongs to. `mounts`: in the order in which they are mounted.
     `sync_back`: its folders of the host are copied back when it has ended.
@@ -190,6 +191,9 @@ class MachineSpec(msgspec.Struct, frozen=True):
     restart: RestartPolicy = RestartPolicy()
     health: HealthCheck | None = None
     mmds: bool = True
+    tty: bool = False
+    stdin: bool = False
+    stdin_once: bool = False
     auto_remove: bool = False
     remover: ProcessIdentity | None = None
     boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,15 +10,15 @@ from typing import Any
 
 import click
 
+from firebuild.cli import terminal
+from firebuild.cli.detach_keys import DEFAULT_DETACH_KEYS, parse_detach_keys
 from firebuild.cli.health_options import health_options, parse_health_options
 from firebuild.cli.options import START_FAILURES, parse_environment
-from firebuild.cli.output import note, print_error, write_output
+from firebuild.cli.output import note, print_error
 from firebuild.cli.progress import open_meter
 from firebuild.cli.retired import RUN_OPTIONS, retired_options
-from firebuild.cli.several import note_synced
 from firebuild.engine.core import Engine
-from firebuild.errors import DeadlineError, GuestError, UsageError
-from firebuild.host.deadline import Deadline
+from firebuild.errors import GuestError, UsageError
 from firebuild.machine.mounts import parse_disk_option, parse_mount_option, parse_volume_option
 from firebuild.machine.spec import (
     DEFAULT_MEMORY_MIB,
@@ -34,10 +32,9 @@ from firebuild.machine.spec import (
 )
 from firebuild.names import parse_port_mappings, parse_size
 
-_SIGNAL_S = 5.0
 
-
-@click.command()
+# What follows the image is the command's, options too, as with docker run.
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--from", "image", help="The image, [org/]name[:tag], where no argument names it.")
 @click.option(
     "--pull",
@@ -50,6 +47,12 @@ _SIGNAL_S = 5.0
 @click.option("--name", help="The machine's name; without it one is made up.")
 @click.option("--hostname", "-h", help="Its host name; without it its name.")
 @click.option("--daemonize", "-d", is_flag=True, help="Return when the guest is ready; print the machine's id.")
+@click.option("--interactive", "-i", is_flag=True, help="Hand standard input on to the entrypoint, and keep it open.")
+@click.option("--tty", "-t", is_flag=True, help="Give the entrypoint a terminal.")
+@click.option(
+    "--detach-keys", default=DEFAULT_DETACH_KEYS, show_default=True,
+    help="With -i and -t: the keys that detach and leave the machine running; empty: none.",
+)  # fmt: skip
 @click.option("--rm", "auto_remove", is_flag=True, help="Remove the machine when it has ended.")
 @click.option(
     "--restart", default="no", show_default=True, metavar="POLICY",
@@ -142,12 +145,21 @@ def run(**options: Any) -> int:
     """Start a microVM from an image; the first argument names it, or --from. A command replaces the image's CMD.
 
     Without -d the entrypoint's output streams through, SIGINT and SIGTERM stop the machine in order, SIGUSR1, SIGUSR2 and
-    SIGQUIT reach the entrypoint, and the exit status is the entrypoint's.
+    SIGQUIT reach the entrypoint, and the exit status is the entrypoint's. With -i or -t this command is attached to it: all
+    signals reach it; with both it has this terminal.
     """
+    from firebuild.cli.attaching import AttachPlan
+    from firebuild.cli.foreground import follow_machine
     from firebuild.engine.machines import RunRequest, run_machine
     from firebuild.images.skopeo import Access
 
     image, command = _image_and_command(options["image"], options["words"])
+    tty, stdin, attaches = options["tty"], options["interactive"], False
+    keys = parse_detach_keys(options["detach_keys"])
+    if (tty or stdin) and not options["daemonize"]:
+        attaches = True
+        if tty and stdin:
+            terminal.require_terminal()
     request = RunRequest(
         image=image,
         command=command,
@@ -175,6 +187,9 @@ def run(**options: Any) -> int:
         user=options["user"],
         workdir=options["workdir"],
         mmds=not options["no_mmds"],
+        tty=tty,
+        stdin=stdin,
+        caller_attaches=attaches,
         auto_remove=options["auto_remove"] and options["daemonize"],
         caller_removes=options["auto_remove"] and not options["daemonize"],
         boot_timeout_s=options["boot_timeout"],
@@ -191,16 +206,17 @@ def run(**options: Any) -> int:
         try:
             with open_meter(f"preparing {image}") as progress:
                 record = run_machine(engine, request, progress=progress, report=note)
+            write_id(record.spec.id)
+            if options["daemonize"]:
+                click.echo(record.spec.id)
+                return 0
+            plan = AttachPlan(stdin=stdin, keys=keys) if attaches else None
+            return follow_machine(engine, record.spec.id, remove=options["auto_remove"], plan=plan)
         except GuestError as error:
             if error.guest_code not in START_FAILURES:
                 raise
             print_error(error)
             return START_FAILURES[error.guest_code]
-        write_id(record.spec.id)
-        if options["daemonize"]:
-            click.echo(record.spec.id)
-            return 0
-        return _follow(engine, record.spec.id, remove=options["auto_remove"])
 
 
 def _plan_joins(options: Mapping[str, Any]) -> list[NetworkJoin]:
@@ -272,74 +288,3 @@ def _load_keys(files: tuple[str, ...]) -> str:
             "--identity-file takes public keys; a private key was given", hint="use the file that ends in .pub"
         )
     return "".join(f"{key}\n" for key in keys)
-
-
-def _follow(engine: Engine, machine_id: str, *, remove: bool) -> int:
-    """Show the machine's output until it has ended; returns the entrypoint's exit status."""
-    from firebuild.engine.machines import end_machine, note_end, settle_folders
-    from firebuild.engine.machines import remove as remove_machine
-    from firebuild.machine.logs import follow_entries
-    from firebuild.machine.supervisor import read_tail
-
-    record = engine.machines.records.get(machine_id)
-    paths = engine.layout.machine(record.spec.id)
-    broken: BrokenPipeError | None = None
-    try:
-        with _pass_signals(paths.vsock):
-            for entry in follow_entries(paths):
-                write_output(entry.stream, entry.data)
-    except BrokenPipeError as error:
-        # Nobody reads any more: nobody is left to stop the machine later either.
-        broken = error
-        end_machine(engine, machine_id, timeout_s=10)
-    except KeyboardInterrupt:
-        _stop(engine, machine_id, record.spec.name)
-    note_end(engine, machine_id)
-    note_synced(settle_folders(engine, machine_id))
-    ended = engine.machines.records.get(machine_id)
-    status = ended.progress.exit_code
-    if status is None:
-        note(f"{record.spec.name} ended without an exit status: {ended.progress.reason}")
-        console = read_tail(paths.console_log, 15)
-        if console:
-            note(f"last lines of the console:\n{console}")
-        status = 125
-    if remove:
-        remove_machine(engine, machine_id, force=True)
-    if broken is not None:
-        raise broken
-    sys.stdout.flush()
-    return status
-
-
-@contextlib.contextmanager
-def _pass_signals(vsock: Path) -> Iterator[None]:
-    """Send the entrypoint the signals that this process gets and that mean nothing to firebuild."""
-    from firebuild.guest.control import request_signal
-
-    def pass_on(number: int, frame: object) -> None:
-        # The machine may be ending this moment: its exit status is on the way.
-        with contextlib.suppress(GuestError, DeadlineError):
-            request_signal(vsock, number, Deadline(_SIGNAL_S, "passing a signal on"))
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _stop(engine: Engine, machine_id: str, name: str) -> None:
-    """Stop in order; a second interrupt kills."""
-    from firebuild.engine.machines import end_machine
-
-    with contextlib.suppress(OSError):
-        # The terminal may be what has gone.
-        note(f"stopping {name}; once more to kill it")
-    try:
-        end_machine(engine, machine_id, timeout_s=10)
-    except KeyboardInterrupt:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        end_machine(engine, machine_id, timeout_s=0)

@@ -1,0 +1,127 @@
+"""The entrypoint's own terminal and input: `run -i`, `-t`, `-it`, `attach`, and the ways out of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+from firebuild.config.settings import load_settings
+from firebuild.engine.core import Engine
+from tests.support.cli import PROGRAM, Cli
+from tests.support.terminal import Terminal
+from tests.vm.conftest import BASE
+
+RUN = ("run", "--network", "none")
+
+
+def at_terminal(cli: Cli, *arguments: str, rows: int = 30, cols: int = 90) -> Terminal:
+    """firebuild with a terminal of its own."""
+    cli.started += [arguments[arguments.index("--name") + 1]] if "--name" in arguments else []
+    return Terminal([PROGRAM, *arguments], cli.environment(), rows=rows, cols=cols)
+
+
+def supervisor_of(cli: Cli, name: str) -> int:
+    with Engine(load_settings(cli.environment())[0]) as engine:
+        supervisor = engine.machines.records.get(name).progress.supervisor
+        assert supervisor is not None
+        return supervisor.pid
+
+
+def test_a_shell_at_a_terminal(cli: Cli) -> None:
+    """Raw, with the window's size from its first moment; Ctrl-C is a key; detached and attached again, twice at once."""
+    with at_terminal(cli, *RUN, "-it", "--name", "tty1", BASE, "bash", "--norc") as person:
+        person.expect("#")
+        person.type("stty size; tty\n")
+        person.expect("30 90")
+        person.expect("/dev/pts/0")
+        assert person.modes() != person.before
+        person.resize(40, 120)
+        person.type("stty size\n")
+        person.expect("40 120")
+        person.type("sh -c 'trap \"echo caught; exit\" INT; echo armed $((1 + 1)); while :; do sleep 0.1; done'\n")
+        person.expect("armed 2")
+        person.type("\x03")
+        person.expect("caught")
+        person.type("\x10\x11")
+        person.expect("detached from tty1")
+        assert person.wait() == 0
+        assert person.modes() == person.before
+    assert "is not a TTY" in cli.refused("attach", "tty1").stderr
+    with at_terminal(cli, "attach", "--detach-keys", "ctrl-a,d", "tty1") as first:
+        with at_terminal(cli, "attach", "tty1") as second:
+            first.type("echo sum $((40 + 2))\n")
+            first.expect("sum 42")
+            second.expect("sum 42")
+            second.process.send_signal(signal.SIGKILL)
+        first.type("\x01d")
+        first.expect("detached from tty1")
+        assert first.wait() == 0 and first.modes() == first.before
+    with at_terminal(cli, "attach", "tty1") as person:
+        person.type("exit 5\n")
+        assert person.wait() == 5
+        assert person.modes() == person.before
+    assert cli.ok("wait", "tty1") == "5\n"
+    assert "sum 42" in cli.ok("logs", "tty1")
+
+
+def test_every_way_out_gives_the_terminal_back(cli: Cli) -> None:
+    """The machine is killed; the command is terminated; the supervisor is killed."""
+    for name, way in (("out1", "kill"), ("out2", "terminate"), ("out3", "supervisor")):
+        with at_terminal(cli, *RUN, "-it", "--rm", "--name", name, BASE, "bash", "--norc") as person:
+            person.expect("#")
+            person.type("trap '' HUP; echo up $((1 + 1))\n")
+            person.expect("up 2")
+            if way == "kill":
+                cli.ok("kill", "--signal", "KILL", name)
+            elif way == "terminate":
+                person.process.send_signal(signal.SIGTERM)
+            else:
+                os.kill(supervisor_of(cli, name), signal.SIGKILL)
+            status = person.wait()
+            assert person.modes() == person.before, way
+            # bash at a terminal does not heed SIGTERM: it is killed in the end.
+            assert status == (125 if way == "supervisor" else 137), (way, person.shown)
+    assert cli.ok("ls", "-a", "-q") == ""
+
+
+def test_input_is_piped_and_its_end_passed_on(cli: Cli) -> None:
+    big = "x" * 99 + "\n"
+    result = cli.run(
+        *RUN, "-i", "--rm", "--name", "pipe1", BASE, "sh", "-c", "wc -c; echo err >&2; exit 7", stdin=big * 20000
+    )
+    assert (result.status, result.stdout, result.stderr.splitlines()[-1:]) == (7, "2000000\n", ["err"]), (
+        result.describe()
+    )
+    result = cli.run(*RUN, "-i", "--rm", "--name", "pipe1", BASE, "/no/such")
+    assert result.status == 127 and "could not start: no such program" in result.stderr, result.describe()
+    assert cli.ok("ls", "-a", "-q") == ""
+
+
+def test_signals_are_passed_on_and_open_input_stays_open(cli: Cli) -> None:
+    script = "trap 'echo interrupted; exit 9' INT; while read line; do echo got $line; done; echo end"
+    cli.ok(*RUN, "-d", "-i", "--name", "open1", BASE, "sh", "-c", script)
+    with subprocess.Popen(
+        [PROGRAM, "attach", "open1"], env=cli.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:  # fmt: skip
+        assert first.stdin is not None and first.stdout is not None
+        first.stdin.write("one\n")
+        first.stdin.close()
+        assert first.stdout.readline() == "got one\n"
+        with subprocess.Popen(
+            [PROGRAM, "attach", "open1"], env=cli.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as second:  # fmt: skip
+            assert second.stdin is not None and second.stdout is not None
+            second.stdin.write("two\n")
+            second.stdin.flush()
+            assert first.stdout.readline() == second.stdout.readline() == "got two\n"
+            second.send_signal(signal.SIGINT)
+            # The shell's trap runs when its read is over.
+            second.stdin.write("three\n")
+            second.stdin.flush()
+            rest, _ = second.communicate(timeout=120)
+            assert rest.endswith("interrupted\n")
+        assert second.returncode == 9
+        assert first.stdout.read().endswith("interrupted\n")
+    assert first.returncode == 9
+    assert cli.ok("wait", "open1") == "9\n"
