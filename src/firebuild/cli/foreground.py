@@ -12,7 +12,7 @@ from firebuild.cli.output import note, write_output
 from firebuild.cli.several import note_synced
 from firebuild.engine.core import Engine
 from firebuild.errors import GuestError
-from firebuild.machine.lifecycle import REQUEST_FAULTS
+from firebuild.machine.evidence import REQUEST_FAULTS
 from firebuild.machine.state import MachineRecord
 
 _NO_STATUS = 125

@@ -15,10 +15,10 @@ from firebuild.guest.control import request_poweroff
 from firebuild.host.deadline import Deadline
 from firebuild.layout import MachineLayout
 from firebuild.machine.console import find_crash
+from firebuild.machine.evidence import collect_evidence
 from firebuild.machine.lifecycle import (
     Boot,
     MachineServices,
-    collect_evidence,
     end_processes,
     finish_machine,
     hold_machine,

@@ -35,6 +35,7 @@ from firebuild.host.watch import wait_for_path
 from firebuild.layout import Layout, MachineLayout
 from firebuild.machine.claims import claim_disks
 from firebuild.machine.console import find_crash, find_killed
+from firebuild.machine.evidence import REQUEST_FAULTS, collect_evidence, wants_evidence
 from firebuild.machine.metadata import MMDS_ADDRESS, parse_signal, plan_boot_document, plan_metadata
 from firebuild.machine.spec import MachineSpec
 from firebuild.machine.state import ENDED, HOST_REBOOT, MachineRecord, MachineRecords, Progress, State
@@ -64,13 +65,6 @@ _KILLED_CODE = 137
 _INIT_STOP_S = 90.0
 # What the supervisor calls.
 _SELF = (sys.executable, "-I", "-m", "firebuild")
-
-# What a guest may say that is a fault of the request or the image, and what to do about it.
-REQUEST_FAULTS = {
-    "not-found": "the program must exist in the image: see `firebuild image inspect`, or give another command",
-    "not-executable": "the program must be executable for that user",
-    "no-such-user": "the user must be in the image's /etc/passwd: see --user and the image's USER",
-}
 
 
 class Boot(msgspec.Struct, frozen=True):
@@ -162,7 +156,7 @@ def _start_recorded(
                 tie.release()
             return started
         except BaseException as error:
-            evidence = collect_evidence(paths) if _wants_evidence(error) else None
+            evidence = collect_evidence(paths) if wants_evidence(error) else None
             # A second Ctrl-C must not stop the undoing half-way.
             with _uninterrupted():
                 undo_start(services, spec.id, paths)
@@ -195,7 +189,7 @@ def start_again(
             owner.release()
             return started
         except BaseException as error:
-            evidence = collect_evidence(paths) if _wants_evidence(error) else None
+            evidence = collect_evidence(paths) if wants_evidence(error) else None
             with _uninterrupted():
                 settle_start(services, services.records.get(machine_id), paths, reason=f"not started: {error}"[:500])
             if evidence and isinstance(error, FirebuildError):
@@ -367,27 +361,6 @@ def _await_ready(spec: MachineSpec, link: SupervisorLink, deadline: Deadline) ->
             )
         elif name == "vmm-exit":
             raise MachineError(f"the VMM of {spec.name} ended while its guest was starting (last step: {step})")
-
-
-def _wants_evidence(error: BaseException) -> bool:
-    """Not where the guest said what was wrong with the request: the logs would only bury that."""
-    if isinstance(error, GuestError):
-        return error.guest_code not in REQUEST_FAULTS
-    return isinstance(error, (MachineError, DeadlineError))
-
-
-def collect_evidence(paths: MachineLayout) -> str:
-    """The last lines of a machine's logs, each with a title; empty where there are none."""
-    parts = []
-    for title, path in (
-        ("console", paths.console_log),
-        ("VMM log", paths.vmm_log),
-        ("supervisor", paths.supervisor_log),
-    ):
-        tail = read_tail(path, 15)
-        if tail:
-            parts.append(f"last lines of the {title}:\n{tail}")
-    return "\n".join(parts)
 
 
 @contextmanager

@@ -1,0 +1,35 @@
+"""Why a start came to nothing: what the guest says of the request, and the last lines of the logs."""
+
+from __future__ import annotations
+
+from firebuild.errors import DeadlineError, GuestError, MachineError
+from firebuild.layout import MachineLayout
+from firebuild.machine.supervisor import read_tail
+
+# What a guest may say that is a fault of the request or the image, and what to do about it.
+REQUEST_FAULTS = {
+    "not-found": "the program must exist in the image: see `firebuild image inspect`, or give another command",
+    "not-executable": "the program must be executable for that user",
+    "no-such-user": "the user must be in the image's /etc/passwd: see --user and the image's USER",
+}
+
+
+def wants_evidence(error: BaseException) -> bool:
+    """Not where the guest said what was wrong with the request: the logs would only bury that."""
+    if isinstance(error, GuestError):
+        return error.guest_code not in REQUEST_FAULTS
+    return isinstance(error, (MachineError, DeadlineError))
+
+
+def collect_evidence(paths: MachineLayout) -> str:
+    """The last lines of a machine's logs, each with a title; empty where there are none."""
+    parts = []
+    for title, path in (
+        ("console", paths.console_log),
+        ("VMM log", paths.vmm_log),
+        ("supervisor", paths.supervisor_log),
+    ):
+        tail = read_tail(path, 15)
+        if tail:
+            parts.append(f"last lines of the {title}:\n{tail}")
+    return "\n".join(parts)
