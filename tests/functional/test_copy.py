@@ -58,5 +58,13 @@ def test_what_a_guest_sends_lands_below_the_target_or_not_at_all(fake: Fake, tmp
     for wrong in (("good:/a", "good:/b"), ("a", "b"), ("good:", "b"), ("-", "-")):
         assert fake.cli.refused("cp", *wrong).status == 125
     fake.cli.ok("kill", "good")
-    assert "firebuild start good" in fake.cli.refused("cp", "good:/data", target).stderr
+    # The helper of an ended machine is a guest like another; nothing of it stays.
+    environment = fake.environment(Script(copy_out=make_tar("data/", "data/late")))
+    result = fake.cli.run("cp", "good:/data", target, environment=environment)
+    assert result.status == 0 and "a helper machine" in result.stderr, result.describe()
+    assert (target / "data" / "late").is_file()
+    environment = fake.environment(Script(failed="no root"))
+    assert "no root" in fake.cli.run("cp", "good:/data", target, environment=environment).stderr
+    assert fake.cli.ok("ls", "-a", "-q").split() == [fake.cli.json("inspect", "good")["VMMID"]]
+    assert len(list((fake.cli.state / "machines").iterdir())) == 1
     fake.cli.ok("rm", "good")

@@ -37,7 +37,7 @@ def test_files_and_trees_go_in_and_come_back(cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "back" / "l").readlink() == Path("a")
     cli.ok("cp", "-a", "copy1:/srv/a", tmp_path / "back")
     assert (tmp_path / "back" / "a").stat().st_uid == 1234
-    cli.ok(*guest, "mkdir /odd && cd /odd && mkfifo f && echo x > s && chmod 6755 s && truncate -s 64M hole")
+    cli.ok(*guest, "mkdir /odd && cd /odd && mkfifo f && echo x > s && chmod 6755 s && truncate -s 16M hole")
     told = cli.run("cp", "copy1:/odd", tmp_path)
     assert told.status == 0 and "FIFO" in told.stderr, told.describe()
     assert {path.name for path in (tmp_path / "odd").iterdir()} == {"s", "hole"}
@@ -51,4 +51,9 @@ def test_files_and_trees_go_in_and_come_back(cli: Cli, tmp_path: Path) -> None:
     cli.ok("cp", "-", "copy1:/mnt", stdin=sent)
     assert cli.ok(*guest, "cat /mnt/a; stat -c %u /mnt/a") == "hello\n1234\n"
     assert "not a plain tar" in cli.refused("cp", "-", "copy1:/mnt", stdin="no tar" * 200).stderr
+    cli.ok("kill", "copy1")
+    cli.ok("cp", source / "a", "copy1:/late")
+    cli.ok("cp", "copy1:/late", tmp_path / "late")
+    assert (tmp_path / "late").read_text() == "hello\n"
+    assert cli.json("inspect", "copy1")["State"]["Status"] == "stopped"
     cli.ok("rm", "-f", "copy1")

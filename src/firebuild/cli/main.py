@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "logs": ("logs", "logs", "Show what a machine's entrypoint printed"),
     "attach": ("attach", "attach_", "Attach to the entrypoint of a running machine: its output, its input"),
     "exec": ("exec", "exec_", "Run a command in a running machine"),
-    "cp": ("cp", "cp", "Copy files between the host and a running machine"),
+    "cp": ("cp", "cp", "Copy files between the host and a machine"),
     "ssh": ("ssh", "ssh", "Log in to a running machine, or run a command in it, over its own sshd"),
     "start": ("life", "start", "Start ended machines again, with their own disks and logs"),
     "restart": ("life", "restart", "Stop machines and start them again"),

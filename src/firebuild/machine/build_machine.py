@@ -95,7 +95,7 @@ def open_build_machine(
 
     with open_owner() as owner:
         start_machine(services, spec, boot, prepare=make_work_disk, owner=owner)
-        with _running(services, spec):
+        with tied_running(services, spec):
             guest = BuildGuest(paths.vsock)
             guest.setup(names[0])
             first_result = 1 + len(bases)
@@ -107,11 +107,12 @@ def open_build_machine(
                 result_drives=names[first_result:first_cache],
                 cache_drives=names[first_cache : len(drives)],
             )
-            _power_off(services, spec)
+            power_off(services, spec)
 
 
 @contextmanager
-def _running(services: MachineServices, spec: MachineSpec) -> Iterator[None]:
+def tied_running(services: MachineServices, spec: MachineSpec) -> Iterator[None]:
+    """The time in which a machine runs that this process has started; an exception kills it, and nothing of it is left after."""
     try:
         yield
     except BaseException as error:
@@ -136,15 +137,17 @@ def _explain_loss(error: GuestError, paths: MachineLayout) -> None:
         error.details = f"{error.details}\n{evidence}" if error.details else evidence
 
 
-def _power_off(services: MachineServices, spec: MachineSpec) -> None:
+def power_off(services: MachineServices, spec: MachineSpec) -> None:
+    """End such a machine in order, so that its disks are complete. Raises MachineError, GuestError, DeadlineError."""
     paths = services.layout.machine(spec.id)
-    deadline = Deadline(_POWEROFF_S, "powering off the build machine")
+    what = f"the {spec.kind} machine"
+    deadline = Deadline(_POWEROFF_S, f"powering off {what}")
     with open_supervisor(paths) as link:
         if link is None:
-            raise MachineError("the supervisor of the build machine was lost, so its disks are not used")
+            raise MachineError(f"the supervisor of {what} was lost, so its disks are not used")
         request_poweroff(paths.vsock, deadline)
         event = link.find_event(deadline)
         while event is not None and event.get("event") != "vmm-exit":
             event = link.find_event(deadline)
     if event is None or event.get("status") != 0:
-        raise MachineError("the build machine did not end cleanly, so its disks are not used")
+        raise MachineError(f"{what} did not end cleanly, so its disks are not used")

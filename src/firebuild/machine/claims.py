@@ -51,7 +51,7 @@ def claim_disks(layout: Layout, records: MachineRecords, spec: MachineSpec) -> I
         for drive in spec.drives:
             if any(use.key == drive.path for use in mine) and not Path(drive.path).exists():
                 raise NotFoundError(f"the disk `{drive.path}` of {spec.name} does not exist any more")
-        for record in records.list_all():
+        for record in records.list_all(kind=None):
             if record.spec.id == spec.id or record.state in ENDED:
                 continue
             for theirs in _uses(record.spec):
@@ -67,7 +67,7 @@ def _uses(spec: MachineSpec) -> Iterator[_Use]:
     for drive in spec.drives:
         if drive.drive_id in volumes:
             yield _Use(drive.path, f"the volume `{volumes[drive.drive_id]}`", drive.read_only)
-        elif spec.kind == "run" and drive.drive_id.startswith(RAW_DISK):
+        elif spec.kind != "build" and drive.drive_id.startswith(RAW_DISK):
             yield _Use(drive.path, f"the disk `{drive.path}`", drive.read_only)
 
 

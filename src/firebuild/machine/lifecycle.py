@@ -469,7 +469,7 @@ def finish_held(
         kill_and_wait(record.progress.vmm, grace_s=0)
     detach_network(services.networks, spec.id, deadline=Deadline(_CLEANUP_S, "taking down the network"))
     remove_tree(paths.run)
-    if record.removable or spec.kind == "build":
+    if record.removable or spec.kind != "run":
         remove_tree(paths.state)
         services.records.delete(spec.id)
         return

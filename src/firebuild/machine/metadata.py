@@ -139,7 +139,7 @@ def plan_boot_document(
     mmds = spec.mmds and spec.kind == "run" and bool(attachments)
     document: dict[str, Any] = {
         "id": spec.id,
-        "kind": spec.kind,
+        "kind": "build" if spec.kind == "build" else "run",
         "init": spec.init,
         "root": None,
         "interfaces": _plan_interfaces(attachments),
@@ -156,7 +156,7 @@ def plan_boot_document(
         "restart": _restart(spec.restart),
         "health": _health(spec.health),
     }
-    if spec.kind == "run":
+    if spec.kind != "build":
         upper = "vdb" if spec.root_mode == "overlay" else None
         document["root"] = {"mode": spec.root_mode, "lower": "vda", "upper": upper}
         if not mmds:

@@ -155,7 +155,8 @@ def parse_address(text: str, *, version: int | None = None) -> str:
 class MachineSpec(msgspec.Struct, frozen=True):
     """One machine.
 
-    `kind`: "run" or "build". `image`: the familiar reference; `image_digest`: its manifest's. `memory_mib`: MiB.
+    `kind`: "run"; "build"; or "helper": the root of an ended machine, for a copy, without its entrypoint.
+    `image`: the familiar reference; `image_digest`: its manifest's. `memory_mib`: MiB.
     `init`: direct (vminit is PID 1) or system (the image's own init is).
     `disk_size_bytes`: of the upper disk. `network`: a network's name, or None for none; `address`: its first static address.
     `joins`: all networks, that one first. `allow`: what it may reach beside what they allow. `env`: of the run; wins over the image's.
