@@ -150,6 +150,17 @@ class FakeGuest:
                 self.end(128 + request["signal"])
         elif op == "attach" and self.script.attach:
             self.attach(stream)
+        elif op == "restart-policy":
+            assert self.push is not None
+            self.send_bytes(self.push, STDOUT, f"{request['policy']} {request['most']}\n".encode())
+            self.send(stream, REPLY, {})
+        elif op == "processes":
+            one = {"pid": 1, "ppid": 0, "user": "ro\not", "state": "S", "cpu_ms": 61000, "elapsed_ms": 3600000}
+            self.send(
+                stream, REPLY, {"processes": [{**one, "memory_kib": 2048, "command": "app\x1b[2J"}], "more": True}
+            )
+        elif op == "exec" and request.get("detach"):
+            self.send(stream, REPLY, {"pid": 7})
         elif op == "exec":
             self.send(stream, REPLY, {"pid": 7})
             self.send_bytes(stream, STDOUT, b"fake output\n")

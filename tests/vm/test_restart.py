@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.support.cli import Cli
 from tests.vm.conftest import BASE
 
@@ -21,9 +23,26 @@ def test_a_users_stop_is_the_end(cli: Cli) -> None:
     cli.ok("run", "-d", "--name", "again2", "--restart", "always", "--from", BASE, "--", "sh", "-c", script)
     cli.await_output("again2", "again")
     assert cli.json("inspect", "again2")["RestartCount"] == 1
+
+    # Detached, it lives on; the machine's own kernel tells of it.
+    cli.ok("exec", "-d", "again2", "--", "sh", "-c", "echo lost; exec sleep 2000")
+    rows = [json.loads(line) for line in cli.ok("top", "again2", "--format", "json").splitlines()]
+    found = {row["command"]: row for row in rows}
+    assert found["sleep 2000"]["user"] == found["sleep 1000"]["user"] == "root"
+    assert found["sleep 1000"]["ppid"] == found["sleep 2000"]["ppid"] == 1 and found["sleep 1000"]["memory_kib"] > 0
+    assert not any(row["ppid"] == 2 for row in rows)
+    assert cli.run("exec", "-d", "again2", "--", "no-such-program").status == 127
     cli.ok("stop", "again2", "--time", "1")
     machine = cli.json("inspect", "again2")
     assert (machine["RestartCount"], machine["State"]["ExitCode"], machine["State"]["Status"]) == (1, 143, "stopped")
+
+
+def test_another_policy_counts_at_the_next_end(cli: Cli) -> None:
+    cli.ok("run", "-d", "--name", "again3", "--restart", "always", "--from", BASE, "--", "sleep", "1000")
+    cli.ok("update", "again3", "--restart", "no")
+    cli.ok("kill", "--signal", "USR1", "again3")
+    assert cli.ok("wait", "again3") == "138\n"
+    assert cli.json("inspect", "again3")["RestartCount"] == 0
 
 
 def test_what_cannot_be_restarted_is_refused(cli: Cli) -> None:

@@ -253,6 +253,9 @@ pub struct ExecRequest {
     pub tty: bool,
     #[serde(default)]
     pub stdin: bool,
+    /// It reads nothing, what it writes is lost, and nobody waits for it.
+    #[serde(default)]
+    pub detach: bool,
     #[serde(default = "default_rows")]
     pub rows: u16,
     #[serde(default = "default_cols")]
@@ -311,6 +314,30 @@ pub struct SignalRequest {
     pub signal: i32,
 }
 
+/// `restart-policy` on the control port.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct RestartRequest {
+    pub op: String,
+    pub policy: RestartPolicy,
+    #[serde(default)]
+    pub most: Option<u32>,
+}
+
+/// One process, of the answer to `processes`.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct ProcessInfo {
+    pub pid: u32,
+    pub ppid: u32,
+    pub user: String,
+    /// One letter, as proc(5) has it.
+    pub state: String,
+    pub cpu_ms: u64,
+    pub elapsed_ms: u64,
+    pub memory_kib: u64,
+    pub command: String,
+}
+
 /// A request without arguments: `hello`, `poweroff`.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
@@ -364,6 +391,10 @@ pub enum PushEvent {
         status: HealthStatus,
         failing_streak: u32,
         result: Option<HealthResult>,
+    },
+    /// From the agent to the entrypoint's service: another restart policy from now on.
+    Policy {
+        restart: Restart,
     },
     #[serde(other)]
     Other,

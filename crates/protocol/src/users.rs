@@ -62,6 +62,11 @@ fn group_line(line: &str) -> Option<GroupEntry> {
     Some(GroupEntry { name: name.to_owned(), gid, members: members.collect() })
 }
 
+/// The name of a user in /etc/passwd's text, if it has one.
+pub fn find_name(uid: u32, passwd: &[u8]) -> Option<String> {
+    parse_passwd(passwd).into_iter().find(|entry| entry.uid == uid).map(|entry| entry.name)
+}
+
 /// Resolve `user[:group]`; an empty user is root. Docker's rules: a name must exist, a number need not;
 /// a number without an entry has gid 0; with an explicit group there are no further groups.
 ///

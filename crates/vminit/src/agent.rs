@@ -151,6 +151,7 @@ impl Agent {
                         self.ask_init();
                     }
                 }
+                Ok(News::Order(Order::Restart(restart))) => self.tell_service(&PushEvent::Policy { restart }),
                 Ok(News::Order(Order::Signal(signal))) => {
                     self.signal_service(signal);
                 }
@@ -201,10 +202,13 @@ impl Agent {
 
     /// A user's stop: the service starts nothing again.
     fn halt_service(&self) {
+        self.tell_service(&PushEvent::Step { name: "stop".to_owned() });
+    }
+
+    fn tell_service(&self, event: &PushEvent) {
         if let Some(stream) = lock(&self.link).as_mut() {
-            let step = PushEvent::Step { name: "stop".to_owned() };
             // One that is gone starts nothing either.
-            let _ = stream.write_frame(FrameType::Event, &to_json(&step));
+            let _ = stream.write_frame(FrameType::Event, &to_json(event));
         }
     }
 
@@ -316,7 +320,7 @@ impl Services {
                 PushEvent::Failed { code, message } => tell(&self.news, News::Failed { code, message }),
                 PushEvent::Step { .. } => *asked = true,
                 event @ (PushEvent::Restart { .. } | PushEvent::Health { .. }) => self.guest.push.event(&event),
-                PushEvent::Other => {}
+                PushEvent::Policy { .. } | PushEvent::Other => {}
             },
             other => return Err(ProtocolError::Unexpected(format!("{} frame", other.name()))),
         }

@@ -308,6 +308,7 @@ fn wait_for_end(guest: &Arc<Guest>, orders: &Receiver<Order>, booted: &mut Boote
                     return;
                 }
             }
+            Ok(Order::Restart(restart)) => guest.supervision.set_restart(restart),
             Ok(Order::Signal(signal)) => {
                 if let Some(pid) = guest.supervision.pid() {
                     // As above: it may be ending.

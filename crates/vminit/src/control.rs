@@ -3,11 +3,14 @@
 use crate::guest::{Guest, Order};
 use crate::launch::{prepare, Launch};
 use crate::path_stat;
+use crate::processes;
 use crate::session;
 use crate::stream::FdStream;
 use crate::util::{refuse, start_thread_with};
 use crate::{attach, copy};
-use firebuild_protocol::message::{op_of, CopyRequest, ExecRequest, PlainRequest, SignalRequest, StopRequest};
+use firebuild_protocol::message::{
+    op_of, CopyRequest, ExecRequest, PlainRequest, Restart, RestartRequest, SignalRequest, StopRequest,
+};
 use firebuild_protocol::{
     ErrorCode, FrameStream, FrameType, ProtocolError, SessionOptions, TaskError, PROTOCOL_VERSION,
 };
@@ -71,6 +74,8 @@ fn serve_one(guest: &Arc<Guest>, stream: &mut FdStream) -> Result<(), TaskError>
         "copy-in" => copy_in(guest, &parse(request)?, stream),
         "copy-out" => copy_out(guest, &parse(request)?, stream),
         "path-stat" => path_stat(guest, &parse(request)?, stream),
+        "processes" => list_processes(guest, request, stream),
+        "restart-policy" => set_restart(guest, &parse(request)?, stream),
         "signal" => signal(guest, &parse(request)?, stream),
         "stop" => stop(guest, &parse(request)?, stream),
         "poweroff" => {
@@ -103,6 +108,9 @@ fn hello(guest: &Guest, request: Value, stream: &mut FdStream) -> Result<(), Tas
 
 fn exec(guest: &Guest, request: &ExecRequest, stream: &mut FdStream) -> Result<(), TaskError> {
     let profile = guest.profile()?;
+    if request.detach && (request.tty || request.stdin) {
+        return refuse(ErrorCode::BadRequest, "who is detached has neither a terminal nor input");
+    }
     let launch = Launch {
         argv: &request.argv,
         env: &request.env,
@@ -112,6 +120,10 @@ fn exec(guest: &Guest, request: &ExecRequest, stream: &mut FdStream) -> Result<(
         make_workdir: false,
     };
     let (command, setup) = prepare(profile, &launch)?;
+    if request.detach {
+        let pid = session::run_detached(&guest.reaper, command, setup)?;
+        return reply(stream, &json!({"pid": pid}));
+    }
     let terminal = request.tty.then_some((request.rows, request.cols));
     let options = SessionOptions { terminal, stdin: request.stdin };
     let exit = session::run(&guest.reaper, command, setup, options, stream)?;
@@ -141,6 +153,20 @@ fn signal(guest: &Guest, request: &SignalRequest, stream: &mut FdStream) -> Resu
         return refuse(ErrorCode::NotFound, "no entrypoint runs");
     }
     guest.order(Order::Signal(request.signal));
+    reply(stream, &json!({}))
+}
+
+fn list_processes(guest: &Guest, request: Value, stream: &mut FdStream) -> Result<(), TaskError> {
+    parse::<PlainRequest>(request)?;
+    guest.profile()?;
+    let (listed, more) = processes::list();
+    reply(stream, &json!({"processes": listed, "more": more}))
+}
+
+/// In system mode the entrypoint's service is told.
+fn set_restart(guest: &Guest, request: &RestartRequest, stream: &mut FdStream) -> Result<(), TaskError> {
+    guest.profile()?;
+    guest.order(Order::Restart(Restart { policy: request.policy, most: request.most }));
     reply(stream, &json!({}))
 }
 

@@ -6,7 +6,7 @@ use crate::reaper::Reaper;
 use crate::supervise::Supervision;
 use crate::util::refuse;
 use firebuild_layers::{Builder, Settings};
-use firebuild_protocol::message::{BootDocument, BootKind};
+use firebuild_protocol::message::{BootDocument, BootKind, Restart};
 use firebuild_protocol::{ErrorCode, ProcessExit, TaskError};
 use std::sync::mpsc::Sender;
 use std::sync::OnceLock;
@@ -26,6 +26,8 @@ pub enum Order {
     Signal(i32),
     /// Start the entrypoint that has waited for somebody to attach.
     Start,
+    /// Another restart policy.
+    Restart(Restart),
 }
 
 pub struct Guest {

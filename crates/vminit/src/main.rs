@@ -32,6 +32,7 @@ mod netlink;
 mod network;
 mod outputs;
 mod path_stat;
+mod processes;
 mod push;
 mod reaper;
 mod root;

@@ -70,6 +70,17 @@ impl Reaper {
         })
     }
 
+    /// Nobody will wait for this child: its exit is of no interest.
+    pub fn forget(&self, pid: u32) {
+        let mut children = lock(&self.shared.children);
+        if let Some(slots) = children.exits.get_mut(&pid) {
+            slots.pop();
+            if slots.is_empty() {
+                children.exits.remove(&pid);
+            }
+        }
+    }
+
     /// Wait until no process is left but this one. False if the deadline passes first.
     pub fn wait_for_all(&self, deadline: Deadline) -> bool {
         let mut children = lock(&self.shared.children);
@@ -243,6 +254,9 @@ mod tests {
             }));
         }
         threads.into_iter().for_each(|thread| thread.join().unwrap());
+        let forgotten = reaper.spawn(Command::new("/bin/sh").args(["-c", "exit 3"])).unwrap();
+        reaper.forget(forgotten);
+        assert!(reaper.wait(forgotten).is_err());
         let pid = reaper.spawn(Command::new("/bin/sleep").arg("100")).unwrap();
         assert!(!reaper.wait_for_all(Deadline::after(Duration::from_millis(50))));
         reaper.signal(pid, libc::SIGKILL, false).unwrap();

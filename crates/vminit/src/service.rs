@@ -128,7 +128,12 @@ fn end(writer: &Writer, exit: ProcessExit) {
 fn obey(reaper: &Reaper, supervision: &Supervision, mut reader: FdStream) {
     while let Ok(frame) = reader.read_frame() {
         if frame.frame_type == FrameType::Event {
-            supervision.halt();
+            match frame.message() {
+                Ok(PushEvent::Policy { restart }) => supervision.set_restart(restart),
+                _ => {
+                    supervision.halt();
+                }
+            }
         } else if let (FrameType::Signal, Ok(signal)) = (frame.frame_type, frame.message::<Signal>()) {
             if let Some(pid) = supervision.pid() {
                 // It may have ended a moment ago.

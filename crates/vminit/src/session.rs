@@ -58,6 +58,15 @@ pub fn run(
     }
 }
 
+/// Start it in a session of its own, without input and output; nobody waits for it. Returns its pid.
+pub fn run_detached(reaper: &Reaper, mut command: Command, mut setup: ChildSetup) -> Result<u32, TaskError> {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    setup.new_session = true;
+    let started = reaper.start_child(&mut command, setup).map_err(|error| start_error(&command, &error))?;
+    reaper.forget(started.pid);
+    Ok(started.pid)
+}
+
 /// Why a program could not be started, in the protocol's codes.
 pub fn start_error(command: &Command, error: &io::Error) -> TaskError {
     let program = command.get_program().to_string_lossy();

@@ -33,6 +33,8 @@ pub struct Supervision {
 struct State {
     pid: Option<u32>,
     halted: bool,
+    /// In place of the boot document's.
+    restart: Option<Restart>,
 }
 
 impl Supervision {
@@ -43,6 +45,15 @@ impl Supervision {
 
     pub fn set_pid(&self, pid: Option<u32>) {
         lock(&self.state).pid = pid;
+    }
+
+    /// Another policy, from the next end on.
+    pub fn set_restart(&self, restart: Restart) {
+        lock(&self.state).restart = Some(restart);
+    }
+
+    fn restart_or(&self, restart: Restart) -> Restart {
+        lock(&self.state).restart.unwrap_or(restart)
     }
 
     /// Each life is checked by this one. Once, before the first.
@@ -118,7 +129,7 @@ pub fn follow_all(
                 supervision.attached.close_input();
                 supervision.set_pid(None);
                 supervision.end_health();
-                if document.restart.policy != RestartPolicy::No {
+                if supervision.restart_or(document.restart).policy != RestartPolicy::No {
                     // What it leaves of its process group would be in the next one's way; none left is an error.
                     let _ = reaper.signal(started.pid, libc::SIGKILL, true);
                 }
@@ -129,6 +140,7 @@ pub fn follow_all(
                 ProcessExit { code: exit_code_for(&error), signal: None }
             }
         };
+        plan.restart = supervision.restart_or(document.restart);
         let Some(pause) = plan.next(exit, began.elapsed()) else { return exit };
         log::note(&format!("entrypoint ended with {}, again in {} ms", exit.code, pause.as_millis()));
         let start = || {

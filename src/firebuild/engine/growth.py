@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
@@ -17,8 +20,13 @@ from firebuild.machine.state import ENDED, MachineRecord
 from firebuild.store.volumes import Volume
 
 
-def grow_machine(engine: Engine, name: str, size_bytes: int) -> MachineRecord:
-    """Make an ended machine's own disk larger. Raises MachineError for one that has not ended, UsageError for a smaller size."""
+def grow_machine(
+    engine: Engine, name: str, size_bytes: int, fields: Mapping[str, Any] = MappingProxyType({})
+) -> MachineRecord:
+    """Make an ended machine's own disk larger, and change `fields` of its spec.
+
+    Raises MachineError for one that has not ended, UsageError for a smaller size.
+    """
     machine_id = engine.machines.records.get(name).spec.id
     with hold_machine(engine.machines, machine_id) as paths:
         record = engine.machines.records.get(machine_id)
@@ -29,7 +37,7 @@ def grow_machine(engine: Engine, name: str, size_bytes: int) -> MachineRecord:
             )
         disk = paths.root_copy if record.spec.root_mode == "copy" else paths.upper_disk
         _grow(disk, size_bytes, f"the disk of {record.spec.name}")
-        engine.machines.records.rename(msgspec.structs.replace(record.spec, disk_size_bytes=size_bytes))
+        engine.machines.records.change_spec(msgspec.structs.replace(record.spec, disk_size_bytes=size_bytes, **fields))
         return engine.machines.records.get(machine_id)
 
 

@@ -9,7 +9,7 @@ from firebuild.engine.kernels import get_boot
 from firebuild.engine.machines import end_machine, get_running
 from firebuild.engine.space import require_room
 from firebuild.errors import MachineError, NotFoundError
-from firebuild.guest.control import request_signal
+from firebuild.guest.control import GuestProcesses, request_processes, request_signal
 from firebuild.host.deadline import Deadline
 from firebuild.machine.lifecycle import start_again
 from firebuild.machine.living import pause_machine, rename_machine, resume_machine, wait_machine, wait_until
@@ -88,6 +88,13 @@ def send_signal(engine: Engine, name: str, text: str) -> None:
         return
     vsock = engine.layout.machine(record.spec.id).vsock
     request_signal(vsock, number, Deadline(_SIGNAL_S, f"signalling {record.spec.name}"))
+
+
+def list_processes(engine: Engine, name: str) -> GuestProcesses:
+    """The processes in a running machine. Raises MachineError, GuestError."""
+    record = get_running(engine, name)
+    vsock = engine.layout.machine(record.spec.id).vsock
+    return request_processes(vsock, Deadline(_SIGNAL_S, f"asking {record.spec.name} for its processes"))
 
 
 def list_ports(engine: Engine, name: str) -> list[PortMapping]:

@@ -196,10 +196,7 @@ def _check(request: RunRequest) -> None:
         raise UsageError(f"`{request.root_mode}` is not a root mode", hint="choose overlay or copy")
     if request.init not in ("auto", "direct", "system"):
         raise UsageError(f"`{request.init}` is not a way to start", hint="choose auto, direct or system")
-    if not 1 <= request.cpus <= 32:
-        raise UsageError(f"a machine has 1 to 32 processors, not {request.cpus}")
-    if not 64 <= request.memory_mib <= 1 << 20:
-        raise UsageError(f"{request.memory_mib} MiB is not a machine's memory", hint="at least 64 MiB")
+    check_size(request.cpus, request.memory_mib)
     for name in request.env:
         if not name or "=" in name or "\0" in name:
             raise UsageError(f"`{name}` is not the name of an environment variable")
@@ -219,6 +216,14 @@ def _check(request: RunRequest) -> None:
             raise UsageError(f"the network `{name}` is named twice")
     if len(names) > NETWORKS_MAX:
         raise UsageError(f"a machine is in at most {NETWORKS_MAX} networks, not {len(names)}")
+
+
+def check_size(cpus: int, memory_mib: int) -> None:
+    """Raises UsageError for what no machine can have."""
+    if not 1 <= cpus <= 32:
+        raise UsageError(f"a machine has 1 to 32 processors, not {cpus}")
+    if not 64 <= memory_mib <= 1 << 20:
+        raise UsageError(f"{memory_mib} MiB is not a machine's memory", hint="at least 64 MiB")
 
 
 def _check_name_free(engine: Engine, name: str) -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from firebuild.errors import GuestError
 from firebuild.guest.frames import FrameType, violation
-from firebuild.guest.stream import GuestStream, open_stream
+from firebuild.guest.stream import GuestStream, open_stream, printable
 from firebuild.host.deadline import Deadline
 
 PROTOCOL_VERSION = 1
@@ -42,6 +42,26 @@ def ask(vsock: Path, request: dict[str, Any], deadline: Deadline | None = None) 
         return stream.expect(FrameType.REPLY, deadline).json()
 
 
+class GuestProcess(msgspec.Struct, frozen=True):
+    """A process in a guest, as the guest says. `state`: one letter, as proc(5) has it."""
+
+    pid: int
+    ppid: int
+    user: str
+    state: str
+    cpu_ms: int
+    elapsed_ms: int
+    memory_kib: int
+    command: str
+
+
+class GuestProcesses(msgspec.Struct, frozen=True):
+    """`more`: there are more of them."""
+
+    processes: list[GuestProcess]
+    more: bool = False
+
+
 def say_hello(vsock: Path, deadline: Deadline) -> dict[str, Any]:
     """The guest's version and features. Raises GuestError where it speaks another protocol."""
     reply = ask(vsock, {"op": "hello"}, deadline)
@@ -60,6 +80,28 @@ def request_stop(vsock: Path, signal: int, timeout_s: float, deadline: Deadline)
 def request_signal(vsock: Path, signal: int, deadline: Deadline) -> None:
     """Send the entrypoint a signal. Raises GuestError `not-found` where none runs."""
     ask(vsock, {"op": "signal", "signal": signal}, deadline)
+
+
+def request_processes(vsock: Path, deadline: Deadline) -> GuestProcesses:
+    """The guest's processes, fit to be shown. Raises GuestError."""
+    try:
+        found = msgspec.convert(ask(vsock, {"op": "processes"}, deadline), GuestProcesses)
+    except msgspec.ValidationError as error:
+        raise violation(f"a list of processes that is none ({error})") from error
+    shown = [
+        msgspec.structs.replace(each, user=_line(each.user), state=_line(each.state), command=_line(each.command))
+        for each in found.processes
+    ]
+    return GuestProcesses(shown, found.more)
+
+
+def _line(text: str) -> str:
+    return printable(text).replace("\n", "?").replace("\t", " ")
+
+
+def request_restart_policy(vsock: Path, policy: dict[str, Any], deadline: Deadline) -> None:
+    """Have the guest follow another restart policy from now on."""
+    ask(vsock, {"op": "restart-policy", **policy}, deadline)
 
 
 def request_poweroff(vsock: Path, deadline: Deadline) -> None:

@@ -19,7 +19,7 @@ Output = Callable[[str, bytes], None]
 class ExecSpec(msgspec.Struct, frozen=True):
     """What to run. `env`: `K=V` texts added to the entrypoint's. `user`, `workdir`: empty for the entrypoint's.
 
-    `rows`, `cols`: the terminal's size.
+    `rows`, `cols`: the terminal's size. `detach`: without input and output, and nobody waits for it.
     """
 
     argv: Sequence[str]
@@ -28,6 +28,7 @@ class ExecSpec(msgspec.Struct, frozen=True):
     workdir: str = ""
     tty: bool = False
     stdin: bool = False
+    detach: bool = False
     rows: int = 24
     cols: int = 80
 
@@ -92,10 +93,19 @@ def wait_end(stream: GuestStream, output: Output, deadline: Deadline | None = No
             raise violation(f"{frame.type.name} from a running program")
 
 
+def start_exec(vsock: Path, spec: ExecSpec, deadline: Deadline) -> int:
+    """Start a program in the guest and leave it alone; returns its pid there. Raises GuestError."""
+    with open_exec(vsock, msgspec.structs.replace(spec, detach=True), deadline) as session:
+        return session.pid
+
+
 @contextmanager
 def open_exec(vsock: Path, spec: ExecSpec, deadline: Deadline | None = None) -> Iterator[ExecSession]:
     """Start a program in the guest; leaving the block before it ended hangs up on it. Raises GuestError."""
     request = {"op": "exec", **msgspec.to_builtins(spec)}
+    if not spec.detach:
+        # Machines that were started by an earlier firebuild do not know it.
+        del request["detach"]
     with open_stream(vsock, request, deadline) as stream:
         pid = stream.expect(FrameType.REPLY, deadline).json().get("pid")
         if not isinstance(pid, int):

@@ -52,7 +52,7 @@ def rename_machine(services: MachineServices, machine_id: MachineId, name: str) 
     """Give a machine another name; its host name stays. Raises ConflictError where the name is taken."""
     with hold_machine(services, machine_id):
         record = services.records.get(machine_id)
-        services.records.rename(msgspec.structs.replace(record.spec, name=name))
+        services.records.change_spec(msgspec.structs.replace(record.spec, name=name))
 
 
 def wait_until(services: MachineServices, machine_id: MachineId, wanted: str, deadline: Deadline | None = None) -> None:

@@ -153,7 +153,7 @@ def plan_boot_document(
         "await_attach": await_attach,
         "volumes": list(spec.volumes),
         "mounts": _plan_mounts(spec),
-        "restart": _restart(spec.restart),
+        "restart": plan_restart(spec.restart),
         "health": _health(spec.health),
     }
     if spec.kind != "build":
@@ -164,7 +164,8 @@ def plan_boot_document(
     return document
 
 
-def _restart(policy: RestartPolicy) -> dict[str, Any]:
+def plan_restart(policy: RestartPolicy) -> dict[str, Any]:
+    """A restart policy in the guest's words."""
     # What tells unless-stopped from always is a start of the host's, of which the guest knows nothing.
     name = "always" if policy.name == "unless-stopped" else policy.name
     return {"policy": name, "most": policy.most or None}

@@ -145,8 +145,8 @@ class MachineRecords:
             raise self._taken(spec.name) from None
         return MachineRecord(spec=spec, state=State.CREATED, progress=progress, created_at_ns=now)
 
-    def rename(self, spec: MachineSpec) -> None:
-        """Record a machine's spec with its new name. Raises ConflictError if that is taken."""
+    def change_spec(self, spec: MachineSpec) -> None:
+        """Record a machine's changed spec, which may have a new name. Raises ConflictError if that is taken."""
         try:
             with self._database.transaction():
                 before = self._database.query("SELECT name FROM machines WHERE id = ?", (spec.id,))
@@ -155,7 +155,10 @@ class MachineRecords:
                     "UPDATE machines SET name = ?, spec = ?, updated_at_ns = ? WHERE id = ?",
                     (spec.name, _encode(spec), time.time_ns(), spec.id),
                 )
-                note_machine(self._database, spec, "renamed", old_name=old_name)
+                if old_name != spec.name:
+                    note_machine(self._database, spec, "renamed", old_name=old_name)
+                else:
+                    note_machine(self._database, spec, "updated")
         except ConflictError:
             raise self._taken(spec.name) from None
 

@@ -10,12 +10,16 @@ from firebuild.cli.options import START_FAILURES, parse_environment
 from firebuild.cli.output import print_error, write_output
 from firebuild.engine.core import Engine
 from firebuild.errors import GuestError, UsageError
-from firebuild.guest.exec import ExecSpec, open_exec
+from firebuild.guest.exec import ExecSpec, open_exec, start_exec
+from firebuild.host.deadline import Deadline
+
+_START_S = 60.0
 
 
 @click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("-i", "--interactive", is_flag=True, help="Hand on standard input.")
 @click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
+@click.option("-d", "--detach", is_flag=True, help="Start the command and return; its output is lost.")
 @click.option("-u", "--user", default="", help="User, or user:group; a name or a number.")
 @click.option("-w", "--workdir", default="", help="Working directory.")
 @click.option("-e", "--env", multiple=True, help="Environment variable K=V.")
@@ -23,7 +27,7 @@ from firebuild.guest.exec import ExecSpec, open_exec
 @click.option("--vmm-id", help="The machine, where the first argument is the command.")
 @click.argument("words", metavar="[MACHINE] COMMAND...", nargs=-1, type=click.UNPROCESSED)
 def exec_(
-    interactive: bool, tty: bool, user: str, workdir: str, env: tuple[str, ...], env_file: tuple[str, ...],
+    interactive: bool, tty: bool, detach: bool, user: str, workdir: str, env: tuple[str, ...], env_file: tuple[str, ...],
     vmm_id: str | None, words: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Run a command in a running machine. Exit status: the command's; 126, 127 if it cannot be started; 125 if firebuild fails."""
@@ -34,6 +38,10 @@ def exec_(
     argv = list(command[1:] if command[:1] == ("--",) else command)
     if not machine or not argv:
         raise UsageError("name a machine and a command", hint="firebuild exec MACHINE COMMAND")
+    if detach and (interactive or tty):
+        raise UsageError(
+            "-d does not go with -i or -t", hint="a command that nobody follows has neither input nor terminal"
+        )
     if tty and interactive:
         terminal.require_terminal()
     with Engine() as engine:
@@ -46,6 +54,9 @@ def exec_(
         stdin=interactive, rows=rows, cols=cols,
     )  # fmt: skip
     try:
+        if detach:
+            start_exec(vsock, spec, Deadline(_START_S, "starting the command"))
+            return 0
         with ExitStack() as stack:
             session = stack.enter_context(open_exec(vsock, spec))
             if tty and interactive:
