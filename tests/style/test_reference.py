@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from firebuild.cli.main import COMMANDS, load_command
 from firebuild.dockerfile.flags import FLAGS
 from firebuild.dockerfile.mounts import MOUNT_KEYS, MOUNT_TYPES
 from firebuild.dockerfile.parser import INSTRUCTION_NAMES
 from tests.support import reference
+from tests.support.reference_commands import ALIASES, INNER, find_command
 from tests.support.reference_samples import FLAG_NOTES, INSTRUCTIONS, MOUNT_KEY_NOTES, MOUNT_NOTES
 
 
@@ -22,6 +24,17 @@ def test_the_tables_are_those_of_the_code(page: Path) -> None:
 def test_every_table_stands_on_one_page() -> None:
     found = [name for page in reference.PAGES for name in reference.list_tables((reference.ROOT / page).read_text())]
     assert sorted(found) == sorted(reference.TABLES)
+
+
+def test_every_command_is_on_its_page() -> None:
+    titles = [
+        line[3:] for line in (reference.ROOT / "docs/reference/cli.md").read_text().splitlines() if line[:3] == "## "
+    ]
+    assert len(titles) == len(set(titles))
+    for name in COMMANDS:
+        own = ALIASES.get(name, name)
+        assert name in INNER or any(f"{title} ".startswith(f"firebuild {own} ") for title in titles), name
+        assert name not in ALIASES or load_command(name).help == find_command(own).help, name
 
 
 def test_there_is_a_note_for_every_entry_and_for_nothing_else() -> None:

@@ -23,6 +23,7 @@ from firebuild.errors import DockerfileError, FirebuildError
 from firebuild.names import Digest, Reference
 from firebuild.store.blobs import Descriptor
 from firebuild.store.images import CONFIG_TYPE, Image, ImageConfig, Manifest
+from tests.support.reference_commands import command_sections
 from tests.support.reference_options import option_rows, retired_rows
 from tests.support.reference_samples import FEATURES, FLAG_NOTES, FORMS, INSTRUCTIONS, MOUNT_KEY_NOTES, MOUNT_NOTES
 
@@ -31,6 +32,7 @@ PAGES = (
     Path("docs/reference/dockerfile.md"),
     Path("docs/reference/lint-rules.md"),
     Path("docs/reference/build-options.md"),
+    Path("docs/reference/cli.md"),
 )
 LINT_CASES = ROOT / "tests" / "data" / "lint"
 AMD64 = Platform("linux", "amd64")
@@ -224,6 +226,7 @@ def retired_option_table() -> str:
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
+    "commands": command_sections,
     "instructions": instruction_table,
     "flags": flag_table,
     "mounts": mount_table,

@@ -1,4 +1,4 @@
-"""The table of `firebuild rootfs`'s options for the reference page, from the command itself."""
+"""Tables of commands' options for the reference pages, from the commands themselves."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from firebuild.cli.retired import BUILD_OPTIONS
 
 
 def option_rows() -> Iterable[tuple[str, str, str]]:
-    """Each option's names, what it takes, and its help."""
-    for parameter in rootfs.params:
+    """Those of `firebuild rootfs`."""
+    return describe_options(rootfs)
+
+
+def describe_options(command: click.Command) -> Iterable[tuple[str, str, str]]:
+    """Each of a command's options: its names, what it takes, and its help."""
+    for parameter in command.params:
         # What every command gets while it runs (--profile) is of a class of its own, and on its own page.
         if type(parameter) is not click.Option or parameter.hidden:
             continue

@@ -13,6 +13,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _NO_BOOTSTRAP = "a build talks to its machine over a private channel, and nothing is bootstrapped over a network"
 _NO_SSH = "nothing logs in to a build machine"
+_NO_JAILER = "the VMM is started without the jailer"
 
 # Option → why it does nothing. Those of `flags` take no value.
 BUILD_OPTIONS: Mapping[str, str] = {
@@ -32,6 +33,10 @@ BUILD_OPTIONS: Mapping[str, str] = {
     "--allow-mmds": "a build machine has no metadata service",
     "--log-firecracker-http-calls": "see `firebuild --debug`",
     "--shutdown-graceful-timeout-seconds": "a build machine ends when its disks are written",
+    "--netns": "a build machine has a network namespace of its own",
+    "--jailer-uid": _NO_JAILER,
+    "--jailer-gid": _NO_JAILER,
+    "--jailer-numa-node": _NO_JAILER,
 }
 # Those of the original's machine and jailer flags that mean nothing to a machine of an image.
 RUN_OPTIONS: Mapping[str, str] = {
@@ -41,6 +46,9 @@ RUN_OPTIONS: Mapping[str, str] = {
     "--allow-mmds": "the metadata service is there, unless --no-mmds says otherwise",
     "--log-firecracker-http-calls": "see `firebuild --debug`",
     "--netns": "each machine has a network namespace of its own",
+    "--jailer-uid": _NO_JAILER,
+    "--jailer-gid": _NO_JAILER,
+    "--jailer-numa-node": _NO_JAILER,
 }
 FLAGS = frozenset(("--no-mmds", "--allow-mmds", "--ht-enabled", "--log-firecracker-http-calls"))
 
