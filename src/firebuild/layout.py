@@ -9,6 +9,7 @@
 │   └── ingest/                 blobs that are not complete yet
 ├── disks/<key>/                derived ext4 disks: disk.ext4, disk.json
 ├── kernels/<name>/             vmlinux, modules.tar, kernel.json
+├── firecracker/<version>/      an installed Firecracker: firecracker, jailer
 ├── initramfs/                  derived initramfs files, by key
 ├── cache/                      what can be found out or fetched again: layer-sizes.json, http/ (files that ADD fetched),
 │                               files/ (digests of the files of build contexts)
@@ -119,6 +120,8 @@ class Layout:
         self.store = state / "store"
         self.disks = state / "disks"
         self.kernels = kernel_root or state / "kernels"
+        self.firecracker = state / "firecracker"
+        self.firecracker_lock = self.locks / "firecracker"
         self.initramfs = state / "initramfs"
         self.cache = state / "cache"
         self.layer_sizes = self.cache / "layer-sizes.json"
@@ -139,6 +142,10 @@ class Layout:
         return MachineLayout(
             self.machines / machine_id, self.machines_run / machine_id, self.machine_locks / machine_id
         )
+
+    def firecracker_version(self, version: str) -> Path:
+        """The folder of an installed version of Firecracker."""
+        return self.firecracker / version
 
     def ensure(self) -> None:
         """Make the folders, private to root. Raises HostError where the file system refuses."""

@@ -42,6 +42,7 @@ class Settings(msgspec.Struct, frozen=True):
     state: str
     run: str
     binary_jailer: str
+    firecracker_releases: str
     cni_bin_dir: str
     cni_conf_dir: str
     cni_cache_dir: str
@@ -126,6 +127,7 @@ def _integer_pairs(text: str) -> dict[str, int]:
 
 
 _STRINGS = "storage-provider-property-string"
+_RELEASES = "https://github.com/firecracker-microvm/firecracker/releases"
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("state", "run-cache", ("FIREBUILD_STATE", "FIREBUILD_RUN_CACHE"), _folder, None,
@@ -136,6 +138,8 @@ SETTINGS: tuple[Setting, ...] = (
             "a program that takes Firecracker's arguments; empty: the emulator", "program"),
     Setting("binary_jailer", "binary-jailer", ("FIREBUILD_BINARY_JAILER",), str, "",
             "Firecracker's jailer", "program"),
+    Setting("firecracker_releases", "firecracker-releases", ("FIREBUILD_FIRECRACKER_RELEASES",), str, _RELEASES,
+            "the address below which `firecracker install` finds releases"),
     Setting("cni_bin_dir", "cni-bin-dir", ("FIREBUILD_CNI_BIN_DIR",), str, "/opt/cni/bin:/usr/lib/cni",
             "folders of CNI plugins", "folders"),
     Setting("cni_conf_dir", "cni-conf-dir", ("FIREBUILD_CNI_CONF_DIR",), str, "/etc/cni/conf.d:/etc/cni/net.d",

@@ -10,7 +10,7 @@ import msgspec
 from firebuild.engine.core import Engine
 from firebuild.errors import FirebuildError
 from firebuild.host.files import free_bytes
-from firebuild.host.kvm import HostKind, find_host_mode
+from firebuild.host.kvm import HostKind, HostMode, find_host_mode
 from firebuild.host.process import PACKAGES, find_program
 from firebuild.layout import find_bundled
 
@@ -45,6 +45,7 @@ def examine_host(engine: Engine) -> HostReport:
         else Check("root", "missing", "not running as root", "run firebuild with sudo"),
         Check("virtualization", "ok" if mode.kind is HostKind.KVM else "warning", f"{mode.kind}: {mode.reason}"),
         _device("tun", Path("/dev/net/tun"), "modprobe tun"),
+        *_firecracker(engine, mode),
         _program("qemu", "qemu-system-x86_64"),
         *(_program(name, name) for name in ("mke2fs", "e2fsck", "iptables", "nft", "skopeo")),
         _plugins(engine),
@@ -71,6 +72,17 @@ def _program(name: str, program: str) -> Check:
     if path is not None:
         return Check(name, "ok", path)
     return Check(name, "missing", f"`{program}` is not installed", _install(PACKAGES.get(program, program)))
+
+
+def _firecracker(engine: Engine, mode: HostMode) -> list[Check]:
+    """Where Firecracker's guests could run: whether it is there, and else how to get it."""
+    if mode.kind is not HostKind.KVM or not mode.usable:
+        return []
+    from firebuild.engine.firecracker import list_firecrackers
+
+    if installed := list_firecrackers(engine):
+        return [Check("firecracker", "ok", ", ".join(str(one.firecracker) for one in installed))]
+    return [Check("firecracker", "warning", "not installed", "firebuild firecracker install")]
 
 
 def _install(package: str) -> str:
