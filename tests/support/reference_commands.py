@@ -14,7 +14,7 @@ from tests.support.reference_options import describe_options
 # Spellings of other commands, and what the supervisor calls.
 ALIASES = {"build": "rootfs", "ps": "ls", "unpause": "resume", "profile-create": "profile create",
             "profile-ls": "profile ls", "profile-inspect": "profile inspect"}  # fmt: skip
-INNER = frozenset(("machine-ended",))
+INNER = frozenset(("machine-ended", "machine-changed"))
 
 
 def list_leaves() -> Iterator[tuple[tuple[str, ...], click.Command]]:
