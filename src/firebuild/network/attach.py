@@ -19,6 +19,7 @@ from firebuild.host.locks import hold_lock
 from firebuild.host.marked import kill_marked_processes
 from firebuild.names import MachineId, PortMapping
 from firebuild.network import cni, dns, fence, guard, records, resolver, rules, tap
+from firebuild.network.checks import check_interface, check_subnets
 from firebuild.network.conflist import Network, NetworkSettings, find_network, get_network, list_networks
 from firebuild.network.ports import choose_ports
 from firebuild.network.records import Attachment, Progress, Record
@@ -68,6 +69,7 @@ def attach_network(
         chosen = msgspec.structs.replace(chosen, options=msgspec.structs.replace(chosen.options, isolated=True))
     permit = fence.parse_permit([*chosen.options.allow, *allow], strict=strict)
     process.get_program("nft")
+    check_subnets(chosen)
     record = _plan_record(chosen, machine_id, number, ports, addresses)
     cni.check_plugins(settings.bin_dirs, chosen.plugins)
     if chosen.needs_iptables():
@@ -221,12 +223,13 @@ def _set_up(
         netns.run_in_netns(record.netns, tap.quiet_namespace)
     invocation = _invocation(settings, record)
     result: dict[str, Any] = {}
+    others = records.list_others(settings, record)
     for index, plugin in enumerate(record.plugins):
         records.save_progress(settings, record.key, Progress(result or None))
         answer = cni.add_plugin(invocation, plugin, result or None, deadline)
         # A result is kept for DEL only if it still says what the plugins before it need then: the addresses.
         if index == len(record.plugins) - 1 or _known_addresses(record.network, result):
-            parse_result(record.network, answer)
+            check_interface(network, record, parse_result(record.network, answer), others)
         result = answer
     records.save_progress(settings, record.key, Progress(result))
     interface = parse_result(record.network, result)
@@ -244,7 +247,7 @@ def _set_up(
         if address_of_resolver is not None:
             served, warnings = msgspec.structs.replace(served, nameservers=[address_of_resolver]), []
         warnings += trouble
-    mac = netns.run_in_netns(record.netns, lambda: netlink.get_link(record.interface)).mac
+    mac = _find_mac(record)
     place = _plan_place(network, record, interface, mac, address_of_resolver)
     fence.raise_fence(place, permit, deadline)
 
@@ -307,6 +310,14 @@ def _check_families(record: Record, interface: Interface) -> None:
             )
 
 
+def _find_mac(record: Record) -> str:
+    if not netns.run_in_netns(record.netns, lambda: _has_interface(record.interface)):
+        raise NetworkError(
+            f"the network `{record.network}`: its plugins tell of success, but made no interface `{record.interface}`"
+        )
+    return netns.run_in_netns(record.netns, lambda: netlink.get_link(record.interface)).mac
+
+
 def _serve_names(
     settings: NetworkSettings,
     network: Network,
@@ -322,9 +333,8 @@ def _serve_names(
         return None, []
     if network.options.isolated:
         return None, []
-    config = resolver.Resolver(
-        network.bridge, listen, interface.names.nameservers or None, closed=network.options.internal
-    )
+    servers = [server for server in interface.names.nameservers if dns.is_address(server)]
+    config = resolver.Resolver(network.bridge, listen, servers or None, closed=network.options.internal)
     trouble = resolver.add_names(settings.names_dir, config, record.machine_id, interface.addresses, names)
     if trouble is not None:
         return None, [trouble]

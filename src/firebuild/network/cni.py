@@ -10,13 +10,14 @@ from typing import Any
 
 import msgspec
 
-from firebuild.errors import CniError, DeadlineError, MissingProgramError, NetworkError
-from firebuild.host import process
+from firebuild.errors import CniError, DeadlineError, MissingProgramError, NetworkError, ProcessError
+from firebuild.host.bounded import run_bounded
 from firebuild.host.deadline import Deadline
 from firebuild.host.marked import kill_marked_processes
 from firebuild.names import PortMapping
 
 PLUGIN_TIMEOUT_S = 60.0
+OUTPUT_MAX_BYTES = 4 << 20
 _SHOWN_OUTPUT = 2000
 _PACKAGE_HINT = "run: apt-get install containernetworking-plugins"
 
@@ -149,9 +150,10 @@ def _run(
     config = plan_plugin_config(invocation, plugin, previous)
     timeout_s = min(PLUGIN_TIMEOUT_S, deadline.check())
     try:
-        done = process.run(
-            [str(program)], environment=environment, stdin=json.dumps(config).encode(), timeout_s=timeout_s, check=False
-        )
+        done = run_bounded(
+            [str(program)], environment=environment, stdin=json.dumps(config).encode(), timeout_s=timeout_s,
+            most_bytes=OUTPUT_MAX_BYTES,
+        )  # fmt: skip
     except DeadlineError as error:
         # The plugin itself is gone by now; a child that it left behind, and that held its output open, may not be.
         kill_marked_processes("CNI_CONTAINERID", invocation.container_id)
@@ -159,6 +161,8 @@ def _run(
             f"the network `{invocation.network}`: the CNI plugin `{kind}` did not finish {command} within {timeout_s:.3g} s",
             details=error.details,
         ) from None
+    except ProcessError as error:
+        raise _bad(invocation, kind, command, error.message) from None
     except OSError as error:  # A file of the wrong format, for example.
         raise _bad(invocation, kind, command, f"`{program}` cannot be run: {error.strerror}") from error
     if done.returncode != 0:

@@ -69,6 +69,15 @@ def _is_usable(server: str, *, has_ipv4: bool, has_ipv6: bool) -> bool:
     return has_ipv6 and not address.is_link_local
 
 
+def is_address(text: str) -> bool:
+    """Whether a text is an IP address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def load_names(path: Path) -> Names | None:
     """The names in a file, or None if it cannot be read."""
     try:

@@ -187,6 +187,16 @@ def find_records(settings: NetworkSettings, machine_id: str) -> list[Record]:
     return [record for record in found if record is not None]
 
 
+def list_others(settings: NetworkSettings, own: Record) -> list[Attachment]:
+    """The attachments of other machines in a record's network. Raises NetworkError if a record cannot be understood."""
+    found = [find_record(settings, key) for key in list_records(settings)]
+    return [
+        each.attachment
+        for each in found
+        if each is not None and each.attachment is not None and each.network == own.network and each.key != own.key
+    ]
+
+
 def save_progress(settings: NetworkSettings, key: str, progress: Progress) -> None:
     """Note that plugins run, and how far they got. Raises HostError, DiskFullError."""
     path = _progress_path(settings, key)

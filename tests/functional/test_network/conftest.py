@@ -147,6 +147,8 @@ def host(tmp_path: Path) -> Iterator[Host]:
 def _connect_outside(outside: str) -> None:
     # Link-local addresses come when they like, and would make ledgers differ by their routes.
     Path("/proc/sys/net/ipv6/conf/default/addr_gen_mode").write_text("1")
+    # So do routes to addresses that are first looked at for duplicates.
+    Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")
     ip("link", "set", "lo", "up")
     ip("link", "add", "wan0", "type", "veth", "peer", "name", "eth0", "netns", outside)
     ip("address", "add", f"{Host.ADDRESS}/24", "dev", "wan0")

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from firebuild.errors import CniError, DeadlineError, FirebuildError, MissingProgramError
+from firebuild.errors import (
+    CniError,
+    ConflictError,
+    DeadlineError,
+    FirebuildError,
+    MissingProgramError,
+    NetworkError,
+)
 from firebuild.host.deadline import Deadline
 from firebuild.host.marked import find_marked_processes
 from firebuild.host.watch import wait_for_path
@@ -34,8 +41,18 @@ FAILURES = {
     "killed": ("kill -KILL $$", CniError, "was killed by signal 9"),
     "hang": ("exec sleep 1000", DeadlineError, "did not finish"),
     "deaf": ("trap '' TERM; while :; do sleep 1000; done", DeadlineError, "did not finish"),
+    "endless": ("exec yes '{\"cniVersion\": '", CniError, r"`faulty` printed more than \d+ bytes"),
+    "endless log": ("exec yes >&2", CniError, r"`faulty` printed more than \d+ bytes"),
     "child holds the output": ("sleep 1000 & exit 0", DeadlineError, "did not finish"),
 }
+
+
+def give(address: str) -> str:
+    """A plugin that tells of this address."""
+    ips = [{"address": address, "gateway": "192.168.127.1"}]
+    return f"echo '{json.dumps({'cniVersion': '1.0.0', 'ips': ips})}'"
+
+
 ADD_ONLY = {
     "garbage and success": ("echo all is well", CniError, "printed no JSON object"),
     "nothing and success": (":", CniError, "printed no JSON object"),
@@ -43,6 +60,11 @@ ADD_ONLY = {
     "other version": ("""echo '{"cniVersion": "0.4.0"}'""", CniError, "another `cniVersion`"),
     "no address": ("""echo '{"cniVersion": "1.0.0"}'""", FirebuildError, "gave the machine no IP address"),
     "bad address": ("""echo '{"ips": [{"address": "ten"}]}'""", FirebuildError, "malformed result"),
+    "foreign address": (give("10.66.0.5/24"), FirebuildError, "10.66.0.5, which is in none of its subnets"),
+    "the bridge's address": (give("192.168.127.1/24"), FirebuildError, "192.168.127.1, which is the gateway's"),
+    "the network's address": (give("192.168.127.0/24"), FirebuildError, "192.168.127.0, which is no machine's"),
+    "everybody's address": (give("192.168.127.255/24"), FirebuildError, "192.168.127.255, which is no machine's"),
+    "loopback": (give("127.0.0.1/8"), FirebuildError, "127.0.0.1, which is no machine's"),
     "bad interface": (
         """echo '{"ips": [{"address": "10.0.0.1/8", "interface": 9}]}'""",
         FirebuildError,
@@ -102,6 +124,39 @@ def test_del_fails(host: Host, failure: str) -> None:
     assert "6399" not in subprocess.run(["iptables-save"], check=True, capture_output=True, text=True).stdout
     host.write_plugin("faulty")
     host.detach(machine_id)
+    assert host.snapshot() == before
+
+
+def test_an_address_of_another_machine(host: Host) -> None:
+    before = host.warm_up()
+    host.write_faulty_network()
+    host.write_plugin("faulty")
+    first = host.attach("faulty")
+    host.write_plugin("faulty", on_add=give(first.addresses[0]))
+    with pytest.raises(NetworkError, match=f"which is that of the machine `{first.machine_id}`"):
+        host.attach("faulty")
+    host.write_plugin("faulty")
+    host.detach(first.machine_id)
+    assert host.snapshot() == before
+
+
+def test_success_without_an_interface(host: Host) -> None:
+    host.write_network("empty", [{"type": "faulty"}])
+    host.write_plugin("faulty", on_add=give("10.66.0.5/24"))
+    with pytest.raises(NetworkError, match="`empty`: its plugins tell of success, but made no interface `eth0`"):
+        host.attach("empty")
+    assert list_attachments(host.settings) == []
+
+
+def test_a_subnet_that_the_host_has_elsewhere(host: Host) -> None:
+    before = host.snapshot()
+    ip("route", "add", "192.168.127.0/25", "dev", "wan0")
+    with pytest.raises(
+        ConflictError, match=r"`192\.168\.127\.0/24` of the network `machines` .* route to `wan0`"
+    ) as caught:
+        host.attach()
+    assert "net.d/machines.conflist" in str(caught.value.hint)
+    ip("route", "del", "192.168.127.0/25", "dev", "wan0")
     assert host.snapshot() == before
 
 
