@@ -283,3 +283,19 @@ def test_many_at_once_have_different_addresses(fake: Fake) -> None:
     listed = [json.loads(line) for line in fake.cli.ok("ls", "--format", "json").splitlines()]
     assert len({item["ip-address"] for item in listed}) == 12
     fake.cli.ok("kill", *names)
+
+
+def test_stop_waits_for_a_machine_that_is_being_started(fake: Fake) -> None:
+    environment = {**fake.cli.environment(), **fake.environment(Script(ready_after_s=3))}
+    argv = fake.cli._argv(["run", "-d", "--name", "young", "--from", IMAGE, "--network", "none"])
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as starting:
+        deadline = time.monotonic() + 120
+        while "starting" not in fake.cli.ok("ls", "-a", "--format", "json"):
+            assert starting.poll() is None and time.monotonic() < deadline
+        assert fake.cli.ok("stop", "young") == "young\n"
+        stdout, stderr = starting.communicate(timeout=120)
+        assert (starting.returncode, len(stdout)) == (0, 21), stderr
+    shown = fake.cli.json("inspect", "young")["State"]
+    # In order: the guest's own code for its end by the stop signal.
+    assert (shown["Status"], shown["ExitCode"]) == ("stopped", 143)
+    fake.cli.ok("rm", "-v", "young")

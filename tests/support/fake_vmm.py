@@ -32,6 +32,7 @@ class Script:
     no_socket: bool = False
     refuse: dict[str, str] = field(default_factory=dict)
     ready: bool = True
+    ready_after_s: float = 0.0
     failed: str = ""
     push: str = ""
     output: str = ""
@@ -81,6 +82,7 @@ class FakeGuest:
             os._exit(0)
         if not self.script.ready:
             return
+        time.sleep(self.script.ready_after_s)
         self.send(push, EVENT, {"event": "ready", "uptime_ms": 1, "entrypoint_pid": 1})
         if self.script.output:
             self.send_bytes(push, STDOUT, self.script.output.encode())
@@ -148,6 +150,8 @@ class FakeGuest:
             self.send_bytes(self.push, STDOUT, b"signal %d\n" % request["signal"])
             if request["signal"] == self.script.end_on_signal:
                 self.end(128 + request["signal"])
+        elif op == "clock":
+            self.send(stream, REPLY, {})
         elif op == "attach" and self.script.attach:
             self.attach(stream)
         elif op == "restart-policy":

@@ -338,6 +338,14 @@ pub struct ProcessInfo {
     pub command: String,
 }
 
+/// `clock` on the control port.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct ClockRequest {
+    pub op: String,
+    pub clock_ns: u64,
+}
+
 /// A request without arguments: `hello`, `poweroff`.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]

@@ -9,7 +9,7 @@ use crate::stream::FdStream;
 use crate::util::{refuse, start_thread_with};
 use crate::{attach, copy};
 use firebuild_protocol::message::{
-    op_of, CopyRequest, ExecRequest, PlainRequest, Restart, RestartRequest, SignalRequest, StopRequest,
+    op_of, ClockRequest, CopyRequest, ExecRequest, PlainRequest, Restart, RestartRequest, SignalRequest, StopRequest,
 };
 use firebuild_protocol::{
     ErrorCode, FrameStream, FrameType, ProtocolError, SessionOptions, TaskError, PROTOCOL_VERSION,
@@ -77,6 +77,10 @@ fn serve_one(guest: &Arc<Guest>, stream: &mut FdStream) -> Result<(), TaskError>
         "processes" => list_processes(guest, request, stream),
         "restart-policy" => set_restart(guest, &parse(request)?, stream),
         "signal" => signal(guest, &parse(request)?, stream),
+        "clock" => {
+            crate::boot::set_clock(parse::<ClockRequest>(request)?.clock_ns);
+            reply(stream, &json!({}))
+        }
         "stop" => stop(guest, &parse(request)?, stream),
         "poweroff" => {
             parse::<PlainRequest>(request)?;

@@ -26,7 +26,7 @@ from firebuild.images.skopeo import Access
 from firebuild.images.transfer import Progress
 from firebuild.layout import MachineLayout
 from firebuild.machine.lifecycle import finish_machine, remove_machine, start_machine, stop_machine
-from firebuild.machine.living import resume_machine
+from firebuild.machine.living import await_start, resume_machine
 from firebuild.machine.metadata import parse_signal
 from firebuild.machine.mounts import DiskRequest, MountRequest, plan_mounts
 from firebuild.machine.spec import (
@@ -304,6 +304,12 @@ def end_machine(engine: Engine, name: str, *, timeout_s: float | None) -> Machin
     """Stop a machine: its stop signal, then after `timeout_s` (None: its own) force. One that has ended already is fine."""
     record = engine.machines.records.get(name)
     timeout_s = record.spec.stop_timeout_s if timeout_s is None else timeout_s
+    if timeout_s > 0 and record.state in (State.CREATED, State.STARTING):
+        # What is being started is stopped in order, once it runs.
+        started = await_start(engine.machines, record)
+        if started is None:
+            raise MachineError(f"the machine {record.spec.name} is not there any more: its start came to nothing")
+        record = started
     if timeout_s > 0 and record.effective_state is State.PAUSED:
         # It cannot end in order while its processors stand still.
         resume_machine(engine.machines, record.spec.id)

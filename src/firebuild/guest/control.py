@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,6 +103,11 @@ def _line(text: str) -> str:
 def request_restart_policy(vsock: Path, policy: dict[str, Any], deadline: Deadline) -> None:
     """Have the guest follow another restart policy from now on."""
     ask(vsock, {"op": "restart-policy", **policy}, deadline)
+
+
+def request_clock(vsock: Path, deadline: Deadline) -> None:
+    """Set the guest's clock by the host's."""
+    ask(vsock, {"op": "clock", "clock_ns": time.time_ns()}, deadline)
 
 
 def request_poweroff(vsock: Path, deadline: Deadline) -> None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 import msgspec
 
-from firebuild.errors import MachineError
+from firebuild.errors import DeadlineError, GuestError, MachineError
+from firebuild.guest.control import request_clock
 from firebuild.host.deadline import Deadline
 from firebuild.host.identity import wait_gone
 from firebuild.host.watch import FileWatch
-from firebuild.machine.lifecycle import MachineServices, finish_machine, hold_machine
+from firebuild.machine.lifecycle import MachineServices, finish_machine, hold_machine, try_hold_machine
 from firebuild.machine.state import ENDED, MachineRecord, State
 from firebuild.machine.supervisor import open_supervisor
 from firebuild.names import MachineId
 from firebuild.vmm.api import open_api
 
+logger = logging.getLogger(__name__)
+
 _API_S = 30.0
+_CLOCK_S = 5.0
 # For a supervisor whose VMM has ended: its clean-up command may take two minutes.
 _END_S = 150.0
 # A supervisor that is killed writes nothing.
@@ -46,6 +53,24 @@ def _set_paused(services: MachineServices, machine_id: MachineId, *, pause: bool
             else:
                 api.resume()
         services.records.update(machine_id, after, record.progress)
+        if not pause:
+            _set_clock(paths.vsock, record.spec.name)
+
+
+def _set_clock(vsock: Path, name: str) -> None:
+    # It stood still. A guest that does not answer goes on all the same.
+    try:
+        request_clock(vsock, Deadline(_CLOCK_S, "setting the guest's clock"))
+    except (GuestError, DeadlineError) as error:
+        logger.warning("the clock of the machine %s stays behind: %s", name, error)
+
+
+def await_start(services: MachineServices, record: MachineRecord) -> MachineRecord | None:
+    """Wait until a machine that is being started runs, or has come to nothing; its record then, None where none is left."""
+    deadline = Deadline(record.spec.boot_timeout_s + _END_S, f"waiting for the start of {record.spec.name}")
+    # Whoever starts it holds its lock.
+    with try_hold_machine(services, record.spec.id, deadline):
+        return services.records.find(record.spec.id)
 
 
 def rename_machine(services: MachineServices, machine_id: MachineId, name: str) -> None:
@@ -104,9 +129,7 @@ def wait_machine(services: MachineServices, record: MachineRecord, deadline: Dea
     Raises DeadlineError."""
     machine_id = record.spec.id
     if record.state in (State.CREATED, State.STARTING):
-        # Whoever starts it holds its lock.
-        with hold_machine(services, machine_id):
-            found = services.records.find(machine_id)
+        found = await_start(services, record)
         if found is None:
             return None
         record = found

@@ -52,6 +52,10 @@ def _end(names: list[str], timeout_s: float | None) -> int:
 @click.argument("machines", nargs=-1)
 @click.option("--vmm-id", "vmm_ids", multiple=True, help="A machine: id, beginning of its id, or name.")
 @click.option("-f", "--force", is_flag=True, help="Kill running machines first.")
+@click.option(
+    "-v", "--volumes", is_flag=True, expose_value=False,
+    help="Taken as docker takes it: what is in no named volume goes with the machine in any case, named volumes stay.",
+)  # fmt: skip
 def rm(machines: tuple[str, ...], vmm_ids: tuple[str, ...], force: bool) -> int:
     """Remove ended machines with their disks and logs."""
     from firebuild.engine.machines import remove
