@@ -48,6 +48,7 @@ def examine_host(engine: Engine) -> HostReport:
         *_firecracker(engine, mode),
         _program("qemu", "qemu-system-x86_64"),
         *(_program(name, name) for name in ("mke2fs", "e2fsck", "iptables", "nft", "skopeo")),
+        _resolver(),
         _plugins(engine),
         *_bundled(),
         _kernel(engine),
@@ -65,6 +66,14 @@ def _device(name: str, path: Path, mend: str) -> Check:
     if path.exists():
         return Check(name, "ok", str(path))
     return Check(name, "missing", f"{path} does not exist", mend)
+
+
+def _resolver() -> Check:
+    path = find_program("dnsmasq")
+    if path is not None:
+        return Check("dnsmasq", "ok", path)
+    said = "`dnsmasq` is not installed: machines do not find each other by name"
+    return Check("dnsmasq", "warning", said, _install(PACKAGES["dnsmasq"]))
 
 
 def _program(name: str, program: str) -> Check:

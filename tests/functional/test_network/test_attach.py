@@ -52,11 +52,13 @@ def test_twenty_at_once_share_nothing(host: Host) -> None:
     before = host.warm_up()
     ids = [host.new_id() for _ in range(20)]
     with ThreadPoolExecutor(20) as pool:
-        attachments = list(pool.map(lambda machine_id: host.attach(machine_id=machine_id), ids))
+        ports = parse_port_mappings("127.0.0.1::80")
+        attachments = list(pool.map(lambda machine_id: host.attach(machine_id=machine_id, ports=ports), ids))
         for values in (
             {attachment.addresses[0] for attachment in attachments},
             {attachment.mac for attachment in attachments},
             {attachment.host_interface for attachment in attachments},
+            {attachment.ports[0].host_port for attachment in attachments},
         ):
             assert len(values) == 20
         list(pool.map(host.detach, ids))

@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -41,7 +42,10 @@ def frame(source: str, kind: int, body: bytes, target: str = BROADCAST) -> bytes
 def ipv4(source: str, target: str, body: bytes = b"", *, protocol: int = UDP, options: bytes = b"") -> bytes:
     size = 20 + len(options)
     header = struct.pack(">BBHHHBBH", 0x40 | size // 4, 0, size + len(body), 1, 0, 64, protocol, 0)
-    return header + socket.inet_aton(source) + socket.inet_aton(target) + options + body
+    header += socket.inet_aton(source) + socket.inet_aton(target) + options
+    total = sum(struct.unpack(f">{size // 2}H", header))
+    total = (total & 0xFFFF) + (total >> 16)
+    return header[:10] + struct.pack(">H", ~(total + (total >> 16)) & 0xFFFF) + header[12:] + body
 
 
 def udp(source: int, target: int) -> bytes:
@@ -175,6 +179,9 @@ def test_a_namespace_does_not_route_what_the_filters_keep_back(host: Host) -> No
     """A host that routes makes new namespaces that route."""
     subprocess.run(["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.default.forwarding=1"], check=True)
     attachment = host.attach()
+    for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        path = Path(f"/proc/sys/net/{name}")
+        assert run_in_netns(attachment.netns, path.read_text).strip() == "0"
     with serve(host.outside, 7000, kind="udp"):
         links = ip("-n", attachment.netns, "-o", "link", "show", attachment.tap)
         tap_mac = links.split("link/ether ")[1].split()[0]
