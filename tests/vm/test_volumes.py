@@ -28,7 +28,7 @@ def test_volumes_outlive_machines_and_crashes(cli: Cli) -> None:
     assert cli.ok("exec", "vt", "--", "ls", "-A", "/data") == "lives\n"
     cli.ok("kill", "--signal", "KILL", "vt")
     refused = cli.refused(*read, "true")
-    assert "was not unmounted in order" in refused.stderr
+    assert "was not unmounted in order" in refused.stderr and "without `:ro`" in refused.stderr, refused.describe()
     cli.ok("update", "vt", "--disk-size", "20g")
     cli.ok("volume", "update", "vt-data", "--size", "160m")
     # The kernel replays the journal for a machine that may write.

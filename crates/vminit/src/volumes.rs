@@ -34,10 +34,8 @@ fn mount_one(mount: &Mount, deadline: Deadline) -> Result<(), TaskError> {
         Ok(()) => {}
         Err(Errno::ROFS) if mount.read_only => {
             return refuse(
-                ErrorCode::Io,
-                format!(
-                    "the volume for {target} was not unmounted in order: start a machine that may write to it first"
-                ),
+                ErrorCode::Busy,
+                format!("the volume for {target} was not unmounted in order, and its journal is not replayed yet"),
             );
         }
         Err(errno) => return Err(errno).doing(format_args!("mount the volume for {target} (ext4)")),

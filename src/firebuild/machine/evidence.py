@@ -11,6 +11,7 @@ REQUEST_FAULTS = {
     "not-found": "the program must exist in the image: see `firebuild image inspect`, or give another command",
     "not-executable": "the program must be executable for that user",
     "no-such-user": "the user must be in the image's /etc/passwd: see --user and the image's USER",
+    "busy": "a machine that may write to the volume replays its journal: start one that has it without `:ro`",
 }
 
 

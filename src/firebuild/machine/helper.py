@@ -27,7 +27,7 @@ def plan_helper(spec: MachineSpec) -> MachineSpec:
     return msgspec.structs.replace(
         spec, id=new_machine_id(), name=f"copy-{secrets.token_hex(6)}", kind="helper", network=None, joins=[], ports=[],
         address=None, allow=[], init="direct", restart=RestartPolicy(), health=None, mmds=False, auto_remove=False,
-        remover=None, sync_back=False, labels={}, users={},
+        remover=None, sync_back=False, tty=False, stdin=False, labels={}, users={},
         drives=[drive for drive in spec.drives if not drive.drive_id.startswith(RAW_DISK)],
     )  # fmt: skip
 
