@@ -262,11 +262,13 @@ impl Builder {
     fn layer_capture(&self, request: &requests::Capture, stream: &mut dyn FrameStream) -> Result<(), TaskError> {
         check_layer(&request.layer)?;
         let layer = self.registry.read(std::slice::from_ref(&request.layer))?;
-        let below = self.registry.read_lower(&request.layer)?;
-        let lower = below.as_ref().map(|below| self.open_stack(below)).transpose()?;
         let place = layer.places.first().copied();
         let place = place.ok_or_else(|| TaskError::new(ErrorCode::Internal, "no layer"))?;
         let root = open(&self.folders.layer(place))?;
+        // What lies below counts for directories only: a layer without one needs no mount.
+        let has_folders = has_directory(root.as_fd()).map_err(|error| TaskError::io("reading the layer", &error))?;
+        let below = if has_folders { self.registry.read_lower(&request.layer)? } else { None };
+        let lower = below.as_ref().map(|below| self.open_stack(below)).transpose()?;
         if let Some(newest_s) = request.mtime_max_s {
             tree::limit_times(root.as_fd(), newest_s, 0)
                 .map_err(|error| TaskError::io("setting the times of the layer".to_owned(), &error))?;
@@ -432,6 +434,15 @@ impl Builder {
 struct OpenTree {
     root: OwnedFd,
     _merged: Merged,
+}
+
+fn has_directory(root: BorrowedFd<'_>) -> io::Result<bool> {
+    for name in tree::names(root)? {
+        if tree::find(root, &name)?.is_some_and(|info| info.kind == Kind::Directory) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn kind_name(kind: Kind) -> &'static str {

@@ -63,8 +63,12 @@ fn make_group(folder: &Path, controller: &str) -> io::Result<Option<PathBuf>> {
     let hierarchy = folder.join(controller);
     std::fs::create_dir_all(&hierarchy)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    let options = std::ffi::CString::new(controller)?;
-    match mount("cgroup", &hierarchy, "cgroup", flags, Some(options.as_c_str())) {
+    let try_mount = |options: String| -> Result<(), Errno> {
+        let options = std::ffi::CString::new(options).map_err(|_| Errno::INVAL)?;
+        mount("cgroup", &hierarchy, "cgroup", flags, Some(options.as_c_str()))
+    };
+    // Each step joins: without a wait of some ticks until every processor knows of it, where the kernel can (Linux 6.0).
+    match try_mount(format!("{controller},favordynmods")).or_else(|_| try_mount(controller.to_owned())) {
         Ok(()) => {}
         Err(Errno::NODEV | Errno::INVAL | Errno::NOENT) => return Ok(None),
         Err(errno) => return Err(errno.into()),

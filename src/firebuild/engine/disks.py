@@ -16,7 +16,7 @@ from firebuild.host.files import require_free
 from firebuild.images.archive import open_layer
 from firebuild.images.transfer import Progress
 from firebuild.machine.build_machine import BuildMachine, BuildMachineSize, open_build_machine
-from firebuild.machine.spec import DEFAULT_KERNEL_ARGS
+from firebuild.machine.spec import BUILD_KERNEL_ARGS
 from firebuild.store.disk_check import check_disk
 from firebuild.store.disks import Disk, DiskStore
 from firebuild.store.images import Image
@@ -55,7 +55,7 @@ def open_machine(
         allow=split_words(settings.build_allow),
     )
     with open_build_machine(
-        engine.machines, boot, size, kernel_name=kernel.name, kernel_args=DEFAULT_KERNEL_ARGS,
+        engine.machines, boot, size, kernel_name=kernel.name, kernel_args=BUILD_KERNEL_ARGS,
         bases=bases, results=results, caches=caches, purpose=purpose,
     ) as machine:  # fmt: skip
         yield machine

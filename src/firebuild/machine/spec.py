@@ -12,6 +12,9 @@ from firebuild.host.identity import ProcessIdentity
 from firebuild.names import MachineId, PortMapping
 
 DEFAULT_KERNEL_ARGS = "console=ttyS0 reboot=k panic=1 quiet cryptomgr.notests random.trust_cpu=on"
+# Every process of a build at the same addresses: QEMU's software CPU then translates a program once, and not each time
+# that a step starts it. The machine is the build's alone, and gone with it.
+BUILD_KERNEL_ARGS = f"{DEFAULT_KERNEL_ARGS} norandmaps"
 DEFAULT_MEMORY_MIB = 256
 DEFAULT_NETWORK = "machines"
 BUILD_NETWORK = "machine-builds"
