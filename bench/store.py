@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from firebuild.engine.core import Engine
-from firebuild.engine.disks import ensure_root_disk, root_disk_key
+from firebuild.engine.disk_keys import root_disk_key
+from firebuild.engine.disks import ensure_root_disk
 from firebuild.engine.images import import_image
 from firebuild.engine.machines import DEFAULT_UPPER_BYTES
 from firebuild.names import parse_reference

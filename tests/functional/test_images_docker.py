@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -13,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from firebuild.build.build import build_image
@@ -139,7 +139,7 @@ def test_pull_asks_the_registry_and_names_the_base_that_changed(engine: Engine, 
         def build(*, pull: bool) -> tuple[BuildResult, Recorder]:
             recorder = Recorder()
             request = BuildRequest(dockerfile=text.encode(), progress=recorder)
-            services = dataclasses.replace(shop.services(), resolve_base=partial(resolve_base, engine, pull=pull))
+            services = msgspec.structs.replace(shop.services(), resolve_base=partial(resolve_base, engine, pull=pull))
             return build_image(request, services), recorder
 
         first = put_docker_image(port, "base:1", docker_config(tree_tar(), OnBuild=None), tree_tar())

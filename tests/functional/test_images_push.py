@@ -14,7 +14,7 @@ import pytest
 from firebuild.config.settings import load_settings
 from firebuild.engine.bootable import push_bootable
 from firebuild.engine.core import Engine
-from firebuild.engine.disks import root_disk_key
+from firebuild.engine.disk_keys import root_disk_key
 from firebuild.engine.image_export import export_image, save_images
 from firebuild.images.skopeo import Access
 from firebuild.images.transfer import parse_place

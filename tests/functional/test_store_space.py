@@ -14,7 +14,7 @@ import pytest
 
 from firebuild.config.settings import load_settings
 from firebuild.engine.core import Engine
-from firebuild.engine.disks import root_disk_key
+from firebuild.engine.disk_keys import root_disk_key
 from firebuild.names import parse_reference
 from firebuild.store.disks import Disk
 from firebuild.store.images import Image, ImageConfig, RootFs

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from firebuild.config.settings import load_settings
 from firebuild.engine.core import Engine
-from firebuild.engine.disks import root_disk_key
+from firebuild.engine.disk_keys import root_disk_key
 from firebuild.kernels.vmlinux import KernelFile
 from firebuild.names import parse_reference
 from firebuild.store.images import ImageConfig, RunConfig

@@ -199,8 +199,20 @@ def check_layers(cli: Cli, manifest_digest: str) -> None:
 def check_cached(cli: Cli, context: Path) -> None:
     """Built again: no machine, no network, whatever the proxies and the certificates are now."""
     arguments: list[str | Path] = ["rootfs", context, "--tag", TAG, "--pre-build-command", "id -u >/pre"]
-    again = cli.run(*arguments, "--post-build-command", "id -u >/post", "--progress", "rawjson")
+    timed = {"PYTHONPROFILEIMPORTTIME": "1"}
+    again = cli.run(*arguments, "--post-build-command", "id -u >/post", "--progress", "rawjson", environment=timed)
     assert again.status == 0 and "build machine: not needed" in again.stderr, again.describe()
+    lines = [line for line in again.stderr.splitlines() if line.startswith("import time:")]
+    imported = {line.rpartition("|")[2].strip() for line in lines}
+    assert "firebuild.build.executor" in imported
+    heavy = {
+        "firebuild.machine.lifecycle",
+        "firebuild.guest.build",
+        "firebuild.images.archive",
+        "subprocess",
+        "tarfile",
+    }
+    assert not imported & heavy
     events = [json.loads(line) for line in again.stderr.splitlines() if line.startswith("{")]
     assert {"step-started", "step-cached"} <= {event["event"] for event in events}
     shown = json.loads(cli.ok(*arguments, "--post-build-command", "id -u >/post", "--format", "json"))

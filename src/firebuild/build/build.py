@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from firebuild.build.check import CheckReport, check_image
 from firebuild.build.commit import commit_result, plan_config
-from firebuild.build.executor import StageResult
-from firebuild.build.graph import GetImage
 from firebuild.build.rounds import BuildRounds
 from firebuild.build.select import ContextTrees
 from firebuild.build.services import BuildRequest, BuildResult, BuildServices
 from firebuild.build.sources.remote import RemoteSources
 from firebuild.build.sources.scratch import Scratch
-from firebuild.build.steps import Plan
-from firebuild.dockerfile.ignore import IgnoreRules
 from firebuild.events.progress import Reporter
 from firebuild.events.text import neutralise
-from firebuild.store.disks import Disk
-from firebuild.store.images import Image
+
+if TYPE_CHECKING:
+    from firebuild.build.executor import StageResult
+    from firebuild.build.graph import GetImage
+    from firebuild.build.steps import Plan
+    from firebuild.dockerfile.ignore import IgnoreRules
+    from firebuild.store.disks import Disk
+    from firebuild.store.images import Image
 
 
 def build_image(request: BuildRequest, services: BuildServices, reporter: Reporter | None = None) -> BuildResult:

@@ -6,14 +6,17 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from firebuild.build.explain import Explanation, explain_miss, find_nearest
 from firebuild.build.steps import ResultLayer
 from firebuild.names import Digest
-from firebuild.store.blobs import BlobStore
-from firebuild.store.database import Database
+
+if TYPE_CHECKING:
+    from firebuild.store.blobs import BlobStore
+    from firebuild.store.database import Database
 
 _RECORDS_COMPARED = 300
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+import msgspec
 
 from firebuild.build.graph import GetImage, NamedContexts
 from firebuild.build.plan import PlanOptions, plan_build
@@ -23,8 +24,7 @@ from firebuild.names import Reference, parse_reference
 from firebuild.store.images import Image
 
 
-@dataclass(frozen=True)
-class CheckReport:
+class CheckReport(msgspec.Struct, frozen=True):
     """What a check found. `lines`: the Dockerfile's, for excerpts; `notices`: what should be known and is no warning;
     `error`: the first fault that a build would end with, if there is one."""
 

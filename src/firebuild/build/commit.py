@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import datetime
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from firebuild.build.executor import StageResult
-from firebuild.build.steps import PlannedStage
-from firebuild.names import Reference
 from firebuild.store.blobs import Descriptor
 from firebuild.store.images import History, Image, ImageConfig, ImageStore, RootFs
+
+if TYPE_CHECKING:
+    from firebuild.build.executor import StageResult
+    from firebuild.build.steps import PlannedStage
+    from firebuild.names import Reference
 
 
 def format_time(at_ns: int) -> str:

@@ -7,7 +7,6 @@ must give the same bytes, else the build fails by name; so no key can stand for 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import posixpath
 import stat
@@ -22,11 +21,10 @@ from firebuild.build.tree import ContextTree, Entry, changed_error
 from firebuild.dockerfile.ignore import IgnoreRules
 from firebuild.errors import ContextError, FirebuildError
 from firebuild.events.text import neutralise
+from firebuild.host import log
 from firebuild.host.beneath import open_beneath
 
 _T = TypeVar("_T")
-
-logger = logging.getLogger(__name__)
 
 READ_SIZE = 256 * 1024
 MAX_DEPTH = 200
@@ -79,7 +77,7 @@ class BuildContext(ContextTree):
                 self._kept.save()
             except FirebuildError as failed:
                 # The next build reads the files again: no reason to fail this one.
-                logger.warning("the digests of the build context are not kept: %s", failed)
+                log.warning(__name__, "the digests of the build context are not kept: %s", failed)
 
     def root_entry(self) -> Entry:
         """See ContextTree."""

@@ -1,9 +1,8 @@
-"""What a COPY or ADD takes from the host: which files, their digest, and the tar that carries them."""
+"""What a COPY or ADD takes from the host: which files, and their digest."""
 
 from __future__ import annotations
 
 import posixpath
-import tarfile
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -11,17 +10,15 @@ import msgspec
 from firebuild.build.digest import FieldHash
 from firebuild.build.filters import Filter, parse_parents_source
 from firebuild.build.glob import has_wildcard, match_component, unescape
-from firebuild.build.sources.archive import convert_archive, is_archive
-from firebuild.build.sources.remote import ItemStream, RemoteItem
+from firebuild.build.sources.items import ItemStream, RemoteItem
 from firebuild.build.tree import ContextTree, Entry, check_kind
 from firebuild.dockerfile.ignore import IgnoreRules
 from firebuild.errors import ContextError
 from firebuild.events.text import neutralise
-from firebuild.guest.build import CopyItem
+from firebuild.guest.items import CopyItem
 
 # Beyond this many files a miss is explained by the source's name alone.
 MAX_EXPLAINED_FILES = 2000
-_BLOCK = tarfile.BLOCKSIZE
 
 
 class SelectedEntry(msgspec.Struct, frozen=True):
@@ -102,7 +99,7 @@ def select_sources(
             number = len(items)
             if chosen is not None and top.kind != "directory" and not chosen.takes_file(name):
                 continue
-            if unpack and top.kind == "file" and is_archive(context.read_chunks(top)):
+            if unpack and top.kind == "file" and _is_archive(context, top):
                 digest = context.compute_content_digest(top)
                 streams[number] = _ArchiveStream(context, top)
                 items.append(CopyItem("", "archive"))
@@ -232,28 +229,10 @@ def _select_tree(context: ContextTree, number: int, top: Entry, chosen: Filter |
         yield SelectedEntry(name, entry, fields.hexdigest(), first if first != name else "")
 
 
-def open_tar(context: ContextTree | None, selection: Selection, *, inline_mtime_s: int) -> Iterator[bytes]:
-    """The selection as a PAX tar in chunks, as PROTOCOL.md section 5, layer-copy, wants it: owner 0:0, whole seconds.
+def _is_archive(context: ContextTree, entry: Entry) -> bool:
+    from firebuild.build.sources.archive import is_archive
 
-    Raises ContextError if a file is no longer what was hashed.
-    """
-    entries = iter([*selection.entries, None])
-    selected = next(entries)
-    for number in range(len(selection.items)):
-        if number in selection.streams:
-            yield from selection.streams[number].chunks(number)
-        while selected is not None and _number_of(selected) == number:
-            assert context is not None, "entries come from a context"
-            yield from _entry_chunks(context, selected)
-            selected = next(entries)
-    first = len(selection.items) - len(selection.inline)
-    for number, document in enumerate(selection.inline, start=first):
-        info = _tar_info(str(number), 0o644, inline_mtime_s)
-        info.size = len(document.data)
-        yield _header(info)
-        yield document.data
-        yield _padding(info.size)
-    yield bytes(2 * _BLOCK)
+    return is_archive(context.read_chunks(entry))
 
 
 class _ArchiveStream(ItemStream):
@@ -264,53 +243,8 @@ class _ArchiveStream(ItemStream):
         self._entry = entry
 
     def chunks(self, number: int) -> Iterator[bytes]:
+        from firebuild.build.sources.archive import convert_archive
+
         return convert_archive(
             self._context.read_verified(self._entry), number, f"the archive `{neutralise(self._entry.path)}`"
         )
-
-
-def _number_of(selected: SelectedEntry) -> int:
-    return int(selected.name.partition("/")[0])
-
-
-def _entry_chunks(context: ContextTree, selected: SelectedEntry) -> Iterator[bytes]:
-    entry = selected.entry
-    info = _tar_info(selected.name, entry.mode, entry.mtime_s)
-    if entry.kind == "directory":
-        info.type = tarfile.DIRTYPE
-    elif selected.hard_link:
-        info.type, info.linkname = tarfile.LNKTYPE, selected.hard_link
-    elif entry.kind == "symlink":
-        info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.target, 0o777
-    else:
-        info.size = entry.size
-    yield _header(info)
-    if entry.kind == "file" and not selected.hard_link:
-        yield from context.read_verified(entry)
-        yield _padding(entry.size)
-
-
-def folder_tar(mtime_s: int) -> bytes:
-    """A tar with an empty folder as item 0: mode 0755."""
-    info = _tar_info("0", 0o755, mtime_s)
-    info.type = tarfile.DIRTYPE
-    return _header(info) + empty_tar()
-
-
-def empty_tar() -> bytes:
-    """A tar without entries: what an empty layer is."""
-    return bytes(2 * _BLOCK)
-
-
-def _tar_info(name: str, mode: int, mtime_s: int) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.mode, info.mtime, info.uid, info.gid = mode, mtime_s, 0, 0
-    return info
-
-
-def _header(info: tarfile.TarInfo) -> bytes:
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-
-
-def _padding(size: int) -> bytes:
-    return bytes(-size % _BLOCK)

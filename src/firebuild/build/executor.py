@@ -11,19 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from firebuild.build.cache import StepCache
-from firebuild.build.copy import Selection
-from firebuild.build.debug.debugger import Debugger, Stops
 from firebuild.build.debug.model import Attempt, PrepareAgain, Stop
-from firebuild.build.debug.shells import StepShells
 from firebuild.build.explain import compute_key, explain_step
 from firebuild.build.mounts import list_origins
-from firebuild.build.runner import StepRunner
 from firebuild.build.services import StepOutcome
-from firebuild.build.session import BuildSession
 from firebuild.build.stepmounts import MountSelections, digest_mounts
 from firebuild.build.steps import (
     CopyAction,
@@ -40,6 +35,13 @@ from firebuild.errors import FirebuildError, GuestError, InternalError
 from firebuild.events.progress import Canceled, Reporter, StepReport
 from firebuild.names import Digest, parse_reference
 from firebuild.store.images import Image, compute_chain_id
+
+if TYPE_CHECKING:
+    from firebuild.build.cache import StepCache
+    from firebuild.build.copy import Selection
+    from firebuild.build.debug.debugger import Debugger, Stops
+    from firebuild.build.runner import StepRunner
+    from firebuild.build.session import BuildSession
 
 # Steps of more stages than this wait for each other: the guest has a few processors only.
 MAX_PARALLEL_STEPS = 8
@@ -155,6 +157,8 @@ class Execution:
     def _talk(self, stop: Stop) -> None:
         if self._debugger is None or self._prepare_again is None:
             raise InternalError("a stop in a build that nobody debugs")
+        from firebuild.build.debug.shells import StepShells
+
         shells = StepShells(self._session, self._runner.mounts, stop, ca_bundle=self._runner.ca_bundle)
         self._debugger.talk(stop, self._lines, shells, self._prepare_again)
         with self._count:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from difflib import SequenceMatcher
 
 import msgspec
 
@@ -192,6 +191,8 @@ def find_nearest(
     best, score = None, _LIKENESS
     for old in candidates[:_COMPARED]:
         if old.kind == new.kind and old.text not in taken:
+            from difflib import SequenceMatcher
+
             matcher = SequenceMatcher(None, old.text[:_COMPARED_TEXT], new.text[:_COMPARED_TEXT], autojunk=False)
             likeness = matcher.ratio() if matcher.quick_ratio() > score else 0.0
             if likeness > score:

@@ -11,7 +11,6 @@ read. One that was changed shortly before it was read is not kept: a second chan
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import threading
 from pathlib import Path
@@ -19,9 +18,8 @@ from pathlib import Path
 import msgspec
 
 from firebuild.errors import HostError
+from firebuild.host import log
 from firebuild.host.files import map_os_error, write_atomic
-
-logger = logging.getLogger(__name__)
 
 _VERSION = 1
 # File systems' clocks are as coarse as two seconds (FAT).
@@ -106,7 +104,7 @@ class FileDigests:
         except OSError as error:
             raise HostError(f"reading `{self._path}` failed: {error.strerror}") from error
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            logger.debug("`%s` is not used: %s", self._path, error)
+            log.debug(__name__, "`%s` is not used: %s", self._path, error)
             return {}
         return entries if version == _VERSION else {}
 

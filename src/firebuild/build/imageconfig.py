@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import posixpath
 from collections.abc import Sequence
 
@@ -153,6 +152,8 @@ def _go_list(items: Sequence[str]) -> str:
 
 def _go_quoted(items: Sequence[str]) -> str:
     """Go's `%q` of a list of strings."""
+    import json
+
     return f"[{' '.join(json.dumps(item, ensure_ascii=False) for item in items)}]"
 
 

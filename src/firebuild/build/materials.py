@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+
+import msgspec
 
 
-@dataclass(frozen=True, order=True)
-class Material:
+class Material(msgspec.Struct, frozen=True, order=True):
     """`uri`: without credentials; `algorithm`: sha1 or sha256; `value`: hex digits."""
 
     uri: str
@@ -15,12 +15,11 @@ class Material:
     value: str
 
 
-@dataclass
-class Materials:
+class Materials(msgspec.Struct):
     """A collector. Thread-safe; each material counts once."""
 
-    _found: set[Material] = field(default_factory=set)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _found: set[Material] = msgspec.field(default_factory=set)
+    _lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
 
     def note_file(self, uri: str, sha256: str) -> None:
         """A file or archive from a URL."""

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from firebuild.build.cache import StepCache
 from firebuild.build.check import lint_plan, make_options
-from firebuild.build.copy import Selection
-from firebuild.build.debug.debugger import Debugger, Stops
-from firebuild.build.debug.lines import list_changes
 from firebuild.build.debug.model import Retry
 from firebuild.build.executor import Execution, StageResult
 from firebuild.build.plan import plan_build
 from firebuild.build.runner import StepRunner
 from firebuild.build.select import ContextTrees, select_all
-from firebuild.build.services import BuildRequest, BuildServices, StepOutcome
 from firebuild.build.session import BuildSession
-from firebuild.build.sources.remote import RemoteSources
 from firebuild.build.stepmounts import MountSelections, select_mounts
-from firebuild.build.steps import Plan, PlannedStep
 from firebuild.dockerfile.stages import Dockerfile, parse_dockerfile
 from firebuild.errors import InternalError
-from firebuild.events.progress import Reporter
 from firebuild.events.text import neutralise
 from firebuild.names import Reference, is_baseos, parse_reference
-from firebuild.store.disks import Disk
-from firebuild.store.images import Image
+
+if TYPE_CHECKING:
+    from firebuild.build.copy import Selection
+    from firebuild.build.debug.debugger import Debugger, Stops
+    from firebuild.build.services import BuildRequest, BuildServices, StepOutcome
+    from firebuild.build.sources.remote import RemoteSources
+    from firebuild.build.steps import Plan, PlannedStep
+    from firebuild.events.progress import Reporter
+    from firebuild.store.disks import Disk
+    from firebuild.store.images import Image
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(msgspec.Struct, frozen=True):
     """Everything of a round that is known before a machine boots."""
 
     request: BuildRequest
@@ -52,8 +54,7 @@ class Prepared:
         return dict(contents)
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """The last round's. `steps`, `cached`: as BuildResult has them; `disk`: None if the machine wrote none."""
 
     prepared: Prepared
@@ -77,7 +78,7 @@ class BuildRounds:
         self._reporter = reporter
         self._resources = resources
         self._warned: set[str] = set()
-        self._debugger = Debugger(request.debug, reporter) if request.debug is not None else None
+        self._debugger = _make_debugger(request, reporter)
         self.cache = StepCache(
             services.database, services.blobs, use_cache=not request.no_cache, clock=services.clock
         )  # fmt: skip
@@ -152,6 +153,8 @@ class BuildRounds:
         )  # fmt: skip
 
     def _prepare_again(self, before: Prepared, step: PlannedStep) -> tuple[Prepared, list[str]]:
+        from firebuild.build.debug.lines import list_changes
+
         request = before.request
         if request.reread is not None:
             request = request.reread()
@@ -166,6 +169,14 @@ class BuildRounds:
             if text not in self._warned:
                 self._warned.add(text)
                 self._reporter.warn(text)
+
+
+def _make_debugger(request: BuildRequest, reporter: Reporter) -> Debugger | None:
+    if request.debug is None:
+        return None
+    from firebuild.build.debug.debugger import Debugger
+
+    return Debugger(request.debug, reporter)
 
 
 def _prepared_of(retry: Retry) -> Prepared:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from firebuild.build.copy import Selection, empty_tar, folder_tar, open_tar
-from firebuild.build.debug.model import Attempt
+from firebuild.build.copy import Selection
 from firebuild.build.filters import parse_parents_source, render_excludes
 from firebuild.build.output import OutputLog
 from firebuild.build.place import locate
 from firebuild.build.secrets import Lent, list_following
-from firebuild.build.select import ContextTrees
-from firebuild.build.session import BuildSession
 from firebuild.build.stepmounts import MountSelections, StepMounts
 from firebuild.build.steps import CopyAction, Plan, PlannedStep, ResultLayer, RunAction, WorkdirAction
 from firebuild.dockerfile.ignore import parse_excludes
-from firebuild.dockerfile.stages import Dockerfile
 from firebuild.errors import BuildError, FirebuildError, GuestError, StepFailedError
 from firebuild.events.progress import Canceled, StepReport
 from firebuild.events.text import neutralise
-from firebuild.guest.build import BuildGuest, CopyItem, RunSpec
-from firebuild.images.archive import open_layer_writer
-from firebuild.names import Digest
-from firebuild.store.blobs import BlobStore, Descriptor
+from firebuild.guest.items import CopyItem
+
+if TYPE_CHECKING:
+    from firebuild.build.debug.model import Attempt
+    from firebuild.build.select import ContextTrees
+    from firebuild.build.session import BuildSession
+    from firebuild.dockerfile.stages import Dockerfile
+    from firebuild.guest.build import BuildGuest
+    from firebuild.names import Digest
+    from firebuild.store.blobs import BlobStore, Descriptor
 
 _BUILD_ERRORS = {
     "no-space": "the work disk of the build machine is full",
@@ -33,6 +36,8 @@ _BUILD_ERRORS = {
     "exists": "something else is already there",
 }
 _SIGNAL_BASE = 128
+# strerror(ENOSPC): what a program says of a full disk, in the words of every C library that images have.
+_FULL = "No space left on device"
 
 
 class StepRunner:
@@ -165,6 +170,8 @@ class StepRunner:
         log: OutputLog,
         mounted: Mapping[int, Sequence[ResultLayer]],
     ) -> None:
+        from firebuild.guest.build import RunSpec
+
         with self.mounts.open(step, action, guest, mounted) as ready:
             spec = RunSpec(
                 argv=list(action.argv),
@@ -194,10 +201,14 @@ class StepRunner:
                 "137 means that it was killed, mostly because the build machine ran out of memory: "
                 "give it more with --mem, or FIREBUILD_BUILD_MEM"
             )
+        elif any(_FULL in line for line in lines):
+            hint = "where that is the build machine's work disk, give it a larger one with --disk-size, or FIREBUILD_BUILD_DISK"
         details = "\n".join([*output, placed.details or ""]).rstrip()
         return StepFailedError(placed.message, status=code, hint=hint, details=details)
 
     def _copy(self, action: CopyAction, selection: Selection, guest: BuildGuest, name: str, stack: list[str]) -> None:
+        from firebuild.build.copytar import open_tar
+
         tree = self._contexts.find(action.origin)
         now_s = self._time_s()
         guest.copy_into_layer(
@@ -211,6 +222,8 @@ class StepRunner:
             return False
         if found is not None and found.kind != "missing":
             raise BuildError(f"WORKDIR `{action.path}` is a {found.kind} in the image, not a folder")
+        from firebuild.build.copytar import folder_tar
+
         items = [CopyItem("", "directory")]
         now_s = self._time_s()
         guest.copy_into_layer(
@@ -220,12 +233,17 @@ class StepRunner:
         return True
 
     def _capture(self, guest: BuildGuest, name: str, step: PlannedStep) -> ResultLayer:
+        from firebuild.images.archive import open_layer_writer
+
         with open_layer_writer(self._blobs, f"the layer of `{_short(step.text)}`") as writer:
             guest.capture_layer(name, writer.write, mtime_max_s=self._epoch_s)
             layer = writer.commit()
         return _result(layer.descriptor, layer.diff_id)
 
     def _store_empty(self) -> ResultLayer:
+        from firebuild.build.copytar import empty_tar
+        from firebuild.images.archive import open_layer_writer
+
         with open_layer_writer(self._blobs, "an empty layer") as writer:
             writer.write(empty_tar())
             layer = writer.commit()

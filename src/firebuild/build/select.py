@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from firebuild.build.context import BuildContext
 from firebuild.build.copy import Selection, select_sources
 from firebuild.build.glob import escape_wildcards
 from firebuild.build.mounts import list_origins
 from firebuild.build.place import located
-from firebuild.build.services import BuildRequest
 from firebuild.build.sources.inputs import apply_ignore
-from firebuild.build.sources.remote import RemoteSources
 from firebuild.build.sources.spec import ImageContext
 from firebuild.build.steps import (
     ContextSource,
@@ -26,10 +25,14 @@ from firebuild.build.steps import (
 )
 from firebuild.build.tree import ContextTree
 from firebuild.dockerfile.ignore import IgnoreRules, parse_excludes
-from firebuild.dockerfile.stages import Dockerfile
 from firebuild.errors import InternalError
-from firebuild.events.progress import Reporter
 from firebuild.events.text import neutralise
+
+if TYPE_CHECKING:
+    from firebuild.build.services import BuildRequest
+    from firebuild.build.sources.remote import RemoteSources
+    from firebuild.dockerfile.stages import Dockerfile
+    from firebuild.events.progress import Reporter
 
 
 class ContextTrees:

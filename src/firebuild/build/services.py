@@ -5,25 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from firebuild.build.debug.model import Debugging
+import msgspec
+
 from firebuild.build.materials import Material, Materials
 from firebuild.build.secrets import Lent
-from firebuild.build.sources.remote import RemoteSources
-from firebuild.build.sources.spec import ImageContext, Source
-from firebuild.build.tree import ContextTree
 from firebuild.dockerfile.scope import Platform
 from firebuild.events.progress import NullSink, ProgressSink
-from firebuild.guest.build import BuildGuest
-from firebuild.names import Digest, Reference
-from firebuild.store.blobs import BlobStore
-from firebuild.store.caches import CacheStore
-from firebuild.store.database import Database
-from firebuild.store.disks import Disk, DiskStore
-from firebuild.store.images import Image, ImageStore
+
+if TYPE_CHECKING:
+    from firebuild.build.debug.model import Debugging
+    from firebuild.build.sources.remote import RemoteSources
+    from firebuild.build.sources.spec import ImageContext, Source
+    from firebuild.build.tree import ContextTree
+    from firebuild.guest.build import BuildGuest
+    from firebuild.names import Digest, Reference
+    from firebuild.store.blobs import BlobStore
+    from firebuild.store.caches import CacheStore
+    from firebuild.store.database import Database
+    from firebuild.store.disks import Disk, DiskStore
+    from firebuild.store.images import Image, ImageStore
 
 
 class OpenMachine(Protocol):
@@ -60,8 +63,7 @@ class OpenBuildMachine(Protocol):
         """`purpose`: for people, in the machine's record."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class BuildServices:
+class BuildServices(msgspec.Struct, frozen=True, eq=False):
     """`resolve_base`: the image of a reference, pulled where that is wanted; raises NotFoundError. `disk_key`: chain id to
     key and parameters of the root disk. `ensure_disk`: an image's root disk, made if need be. `check_disk`: refuses a
     file system that a guest left unclean. `clock`: Unix time in nanoseconds. `caches`: the disks of cache
@@ -84,8 +86,7 @@ class BuildServices:
     scratch: Path | None = None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class BuildRequest:
+class BuildRequest(msgspec.Struct, frozen=True, eq=False):
     """One build. `dockerfile`: its bytes; `name`: as messages show it; `context`: a folder, an open tree (its ignore
     file applied), or None for none; `contexts`: named ones, which `open_tree` opens when they are needed; `remote`: what
     ADD fetches with, made if it is None; `tags`: the
@@ -102,32 +103,31 @@ class BuildRequest:
     dockerfile: bytes
     name: str = "Dockerfile"
     context: Path | ContextTree | None = None
-    contexts: Mapping[str, Source | ImageContext] = field(default_factory=dict)
+    contexts: Mapping[str, Source | ImageContext] = msgspec.field(default_factory=dict)
     open_tree: Callable[[Source], ContextTree] | None = None
     remote: RemoteSources | None = None
-    build_args: Mapping[str, str] = field(default_factory=dict)
+    build_args: Mapping[str, str] = msgspec.field(default_factory=dict)
     target: str | None = None
     tags: Sequence[Reference] = ()
     no_cache: bool = False
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
     network: str = "default"
-    progress: ProgressSink = field(default_factory=NullSink)
-    platform: Platform = field(default_factory=lambda: Platform("linux", "amd64"))
+    progress: ProgressSink = msgspec.field(default_factory=NullSink)
+    platform: Platform = msgspec.field(default_factory=lambda: Platform("linux", "amd64"))
     ignore_name: str = ""
     identity: str = ""
     make_disk: bool = True
-    lent: Lent = field(default_factory=Lent)
+    lent: Lent = msgspec.field(default_factory=Lent)
     no_cache_filter: Sequence[str] = ()
     pre_commands: Sequence[str] = ()
     post_commands: Sequence[str] = ()
     ca_bundle: str | None = None
     debug: Debugging | None = None
     reread: Callable[[], BuildRequest] | None = None
-    materials: Materials = field(default_factory=Materials)
+    materials: Materials = msgspec.field(default_factory=Materials)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class StepOutcome:
+class StepOutcome(msgspec.Struct, frozen=True, eq=False):
     """What became of one step. `text`: the instruction as written; `digest`: of its layer; `duration_ns`: 0 if cached."""
 
     text: str
@@ -136,8 +136,7 @@ class StepOutcome:
     duration_ns: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class BuildResult:
+class BuildResult(msgspec.Struct, frozen=True, eq=False):
     """`steps`: layers of the needed stages; `cached`: how many of them were there already; `booted`: whether a build machine
     was needed; `disk`: None without layers or if none was wanted; `bases`: names and digests of the images it used;
     `outcomes`: the steps in the order in which they ended; `materials`: what came from repositories and URLs."""

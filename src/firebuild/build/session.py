@@ -12,26 +12,28 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from firebuild.build.cachemounts import CacheMounts
-from firebuild.build.copy import empty_tar
 from firebuild.build.digest import sha256_hex
-from firebuild.build.services import BuildServices, OpenMachine
-from firebuild.build.steps import Plan, ResultLayer
 from firebuild.errors import BuildError, GuestError, InternalError
 from firebuild.events.progress import Canceled, Reporter
 from firebuild.events.text import neutralise
-from firebuild.guest.build import BuildGuest
-from firebuild.images.archive import open_layer
 from firebuild.names import Digest
-from firebuild.store.caches import CacheWish
-from firebuild.store.disks import Disk, StagedDisk
 from firebuild.store.images import compute_chain_id
+
+if TYPE_CHECKING:
+    from firebuild.build.services import BuildServices, OpenMachine
+    from firebuild.build.steps import Plan, ResultLayer
+    from firebuild.guest.build import BuildGuest
+    from firebuild.store.caches import CacheWish
+    from firebuild.store.disks import Disk, StagedDisk
 
 # The work disk and the result disk are among a machine's drives, and those of caches. The root image comes first.
 MAX_DRIVES = 26
 MAX_BASE_DISKS = 20
-EMPTY_DIFF_ID = Digest("sha256:" + sha256_hex(empty_tar()))
+# Of a tar without entries: two blocks of zeros.
+EMPTY_DIFF_ID = Digest("sha256:" + sha256_hex(bytes(1024)))
 
 
 class BuildSession:
@@ -245,6 +247,8 @@ class BuildSession:
             return self._layers.setdefault(chain_id, _GuestLayer())
 
     def _ensure_layer(self, guest: BuildGuest, chain_id: str, layer: ResultLayer, below: list[str]) -> str:
+        from firebuild.images.archive import open_layer
+
         entry = self._entry(chain_id)
         with entry.lock:
             if entry.name is None:

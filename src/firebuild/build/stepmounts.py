@@ -5,17 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from firebuild.build.agents import AgentLoan
-from firebuild.build.copy import InlineContent, Selection, open_tar
+from firebuild.build.copy import InlineContent, Selection
 from firebuild.build.digest import FieldHash, sha256_hex
 from firebuild.build.mounts import list_origins
 from firebuild.build.place import located
 from firebuild.build.secrets import Lent, load_secret
 from firebuild.build.select import ContextTrees, select_path
-from firebuild.build.session import BuildSession
 from firebuild.build.steps import (
     BindMount,
     CacheMount,
@@ -31,10 +30,15 @@ from firebuild.build.steps import (
     TmpfsMount,
 )
 from firebuild.dockerfile.programs import SCRIPT_FOLDER, SCRIPT_MODE
-from firebuild.dockerfile.stages import Dockerfile
-from firebuild.events.progress import Reporter
 from firebuild.guest import mounts as wire
-from firebuild.guest.build import BuildGuest, CopyItem
+from firebuild.guest.items import CopyItem
+
+if TYPE_CHECKING:
+    from firebuild.build.agents import AgentLoan
+    from firebuild.build.session import BuildSession
+    from firebuild.dockerfile.stages import Dockerfile
+    from firebuild.events.progress import Reporter
+    from firebuild.guest.build import BuildGuest
 
 MountSelections = Mapping[tuple[str, int], Selection]
 # Where the guest has what was sent for a mount.
@@ -169,6 +173,8 @@ class StepMounts:
         tree = self._contexts.find(origin)
 
         def send(name: str) -> None:
+            from firebuild.build.copytar import open_tar
+
             tar = open_tar(tree, selection, inline_mtime_s=0)
             guest.copy_into_layer(name, [], selection.items, tar, dest=_SENT, dest_is_directory=False)
 
@@ -184,6 +190,8 @@ class StepMounts:
         selection = Selection(items=(item,), entries=(), inline=(script,), digest="", files={}, unmatched=())
 
         def send(name: str) -> None:
+            from firebuild.build.copytar import open_tar
+
             tar = open_tar(None, selection, inline_mtime_s=0)
             guest.copy_into_layer(
                 name, [], [item], tar, dest=_SENT + "/", dest_is_directory=True, chmod=f"{SCRIPT_MODE:o}"
@@ -200,6 +208,8 @@ class StepMounts:
         ready.mounts.append(wire.SecretMount(mount.target, mount.env, mount.mode, mount.uid, mount.gid))
 
     def _add_agent(self, mount: SshMount, guest: BuildGuest, ready: ReadyMounts, held: ExitStack) -> None:
+        from firebuild.build.agents import AgentLoan
+
         agent = self._lent.agents.get(mount.id)
         if agent is None:
             return

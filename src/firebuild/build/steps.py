@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from firebuild.build.copy import InlineContent
-from firebuild.build.sources.remote import RemoteAdd
 from firebuild.dockerfile.location import Location
 from firebuild.names import Digest
 from firebuild.store.images import History, Image, ImageConfig
+
+if TYPE_CHECKING:
+    from firebuild.build.sources.remote import RemoteAdd
 
 
 class StageSource(msgspec.Struct, frozen=True, tag="stage"):

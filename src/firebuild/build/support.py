@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from firebuild.build.sources.gitref import GitSource, looks_like_git
-from firebuild.build.sources.remote import RemoteAdd, parse_remote
 from firebuild.dockerfile import nodes
 from firebuild.dockerfile.errors import shown
 from firebuild.dockerfile.ignore import parse_excludes
 from firebuild.dockerfile.modes import check_mode
 from firebuild.errors import DockerfileError
+
+if TYPE_CHECKING:
+    from firebuild.build.sources.remote import RemoteAdd
 
 
 def check_supported(instruction: nodes.Instruction) -> None:
@@ -44,6 +46,8 @@ def is_lone_heredoc(instruction: nodes.Run) -> bool:
 
 
 def _check_copy(instruction: nodes.Copy) -> None:
+    from firebuild.build.sources.gitref import looks_like_git
+
     _check_transfer(instruction)
     for source in instruction.sources:
         if source.startswith(("http://", "https://")) or looks_like_git(source):
@@ -57,6 +61,9 @@ def _check_add(instruction: nodes.Add) -> None:
 
 def parse_remotes(instruction: nodes.Add) -> tuple[RemoteAdd | None, ...]:
     """For each source of an expanded ADD what it fetches, None for a path. Raises DockerfileError."""
+    from firebuild.build.sources.gitref import GitSource
+    from firebuild.build.sources.remote import parse_remote
+
     checksum = instruction.checksum
     remotes = tuple(
         parse_remote(source, checksum=checksum, keep_git_dir=instruction.keep_git_dir, unpack=instruction.unpack)

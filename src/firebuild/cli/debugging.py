@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,8 +14,10 @@ from firebuild.build.debug.model import Debugging
 from firebuild.cli import terminal
 from firebuild.cli.renderers import Pausable
 from firebuild.errors import UsageError
-from firebuild.events.progress import ProgressSink
-from firebuild.guest.exec import ExecSession, ProcessEnd
+
+if TYPE_CHECKING:
+    from firebuild.events.progress import ProgressSink
+    from firebuild.guest.exec import ExecSession, ProcessEnd
 
 ON_FAILURE = ("error", "shell")
 _LINE_BYTES = 4096

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 INTERRUPTED_STATUS = 130
@@ -26,7 +28,11 @@ def main() -> NoReturn:
     # It is done: what comes now changes nothing, and the interpreter would only complain of it.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    sys.exit(status)
+    # Nothing is left to do at exit: taking the interpreter down piece by piece would cost a short command a fifth of its time.
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # it may be closed, or may never have been there
+            stream.flush()
+    os._exit(status)
 
 
 def _interrupt(number: int, frame: object) -> None:

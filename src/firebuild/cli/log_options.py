@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import Any
 
@@ -12,9 +11,7 @@ from firebuild.cli.output import note, use_json_log
 from firebuild.errors import UsageError
 
 # The original's levels, by the words of its logger.
-_LEVELS = {
-    "trace": logging.DEBUG, "debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR
-}  # fmt: skip
+_LEVELS = {"trace": "DEBUG", "debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": "ERROR"}
 
 
 def make_log_options() -> list[click.Option]:
@@ -42,6 +39,8 @@ def _set_level(context: click.Context, option: click.Parameter, value: Any) -> N
     level = _LEVELS.get(str(value).lower())
     if level is None:
         raise UsageError(f"`{value}` is not a log level", hint=f"choose {', '.join(_LEVELS)}")
+    import logging
+
     logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")
 
 

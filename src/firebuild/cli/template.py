@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import msgspec
@@ -55,6 +54,8 @@ def _find(document: Mapping[str, Any], path: str, shown: str) -> Any:
             continue
         if not isinstance(value, Mapping) or name not in value:
             known = list(value) if isinstance(value, Mapping) else []
+            from difflib import get_close_matches
+
             near = get_close_matches(name, known, n=1)
             hint = f"did you mean `.{near[0]}`?" if near else f"there are {', '.join(known)}" if known else None
             raise UsageError(f"`{shown[:100]}` names the field `{name}`, which is not there", hint=hint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import msgspec
@@ -185,6 +184,8 @@ def parse_json_strings(rest: Word) -> tuple[str, ...] | None:
     """
     if not rest.text.startswith("["):
         return None
+    import json
+
     try:
         value = json.loads(rest.text, parse_constant=_refuse_constant)
     except RecursionError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import BinaryIO
 
 import msgspec
@@ -67,7 +66,7 @@ def build_baseos(
         facts = plan_facts(engine, wish, wanted, result, kind="baseos")
         FactStore(engine.database).save(image.manifest_digest, facts)
         sync_views(engine, [reference.full])
-        return Baseos(dataclasses.replace(result, image=image), reference, stands_for)
+        return Baseos(msgspec.structs.replace(result, image=image), reference, stands_for)
 
 
 def _find_name(wanted: BuildRequest) -> Reference:

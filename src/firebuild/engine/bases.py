@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from firebuild.build.sources.spec import ImageContext, OciLayout, Source
+from firebuild.engine.architecture import host_architecture
 from firebuild.engine.core import Engine
-from firebuild.engine.images import host_architecture, pull_image
 from firebuild.errors import ContextError, ImageError, NotFoundError, RegistryError, UsageError
-from firebuild.images import transfer
-from firebuild.images.ocilayout import stage_view
 from firebuild.names import Reference, baseos_reference, is_baseos, parse_reference
 from firebuild.store.images import Image, parse_config
 
@@ -28,6 +26,9 @@ def list_layouts(contexts: Mapping[str, Source | ImageContext]) -> dict[str, Oci
 
 def load_layout_image(engine: Engine, layout: OciLayout) -> Image:
     """Bring the image of a layout into the store, without a name. Raises ContextError, ImageError, DiskFullError."""
+    from firebuild.images import transfer
+    from firebuild.images.ocilayout import stage_view
+
     path = Path(layout.path).absolute()
     if not (path / "index.json").is_file():
         raise ContextError(f"`{layout.path}` is no folder of an OCI image layout: it has no index.json")
@@ -77,6 +78,8 @@ def resolve_base(
     image = engine.keep_image(lambda: find_stored(engine, reference, "registry" if pull else policy))
     if image is not None and (not pull or reference.digest is not None):
         return image
+    from firebuild.engine.images import pull_image
+
     try:
         if image is not None and _is_current(reference, image):
             return image

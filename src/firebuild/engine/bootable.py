@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from firebuild.engine.core import Engine
-from firebuild.engine.disks import ensure_root_disk, find_root_disk, root_disk_key
+from firebuild.engine.disk_keys import find_root_disk, root_disk_key
+from firebuild.engine.disks import ensure_root_disk
 from firebuild.engine.image_export import push_image
 from firebuild.engine.images import pull_image
 from firebuild.engine.space import SPARE_BYTES

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
 from firebuild.build.build import build_image
-from firebuild.build.debug.model import Debugging
 from firebuild.build.materials import Materials
 from firebuild.build.secrets import Lent
 from firebuild.build.services import BuildRequest, BuildResult, BuildServices
@@ -30,19 +29,23 @@ from firebuild.build.sources.spec import (
 from firebuild.build.sources.url import redact_urls
 from firebuild.dockerfile.lint.flow import looks_secret
 from firebuild.dockerfile.scope import PROXY_NAMES, Platform
+from firebuild.engine.architecture import host_architecture
 from firebuild.engine.bases import list_layouts, resolve_base
-from firebuild.engine.core import Engine
-from firebuild.engine.disks import MachineWish, ensure_root_disk, open_machine, root_disk_key
+from firebuild.engine.disk_keys import MachineWish, root_disk_key
 from firebuild.engine.happenings import noted_build
-from firebuild.engine.images import host_architecture
 from firebuild.engine.space import require_room
 from firebuild.engine.views import sync_views
 from firebuild.events.progress import NullSink, ProgressSink, Reporter
-from firebuild.host.trust import load_ca_bundle
 from firebuild.names import Reference
-from firebuild.store.disk_check import check_disk
 from firebuild.store.facts import Facts, FactStore
 from firebuild.store.view import BuildConfig, StepFact
+
+if TYPE_CHECKING:
+    from firebuild.build.debug.model import Debugging
+    from firebuild.build.services import OpenMachine
+    from firebuild.engine.core import Engine
+    from firebuild.store.disks import Disk
+    from firebuild.store.images import Image
 
 
 class RootfsRequest(msgspec.Struct, frozen=True):
@@ -89,7 +92,7 @@ def build_rootfs(
         reporter = Reporter(progress or NullSink())
         with open_build_request(engine, request, reporter, stdin=stdin) as wanted:
             services = make_build_services(engine, request, wanted.contexts)
-            result = build_image(replace(wanted, debug=debug), services, reporter)
+            result = build_image(msgspec.structs.replace(wanted, debug=debug), services, reporter)
             results.append(result)
             facts = plan_facts(engine, request, wanted, result)
             if FactStore(engine.database).save(result.image.manifest_digest, facts) or result.booted:
@@ -142,22 +145,49 @@ def make_build_services(
 ) -> BuildServices:
     """What a build of `request` is given of this installation; `contexts`: its named ones. The caller holds the store
     (`Engine.use_store`)."""
+
+    # A build whose steps all hit needs none of these, nor what they import.
+    def open_build_machine(
+        *, bases: Sequence[Path], results: Sequence[Path], purpose: str, caches: Sequence[Path] = ()
+    ) -> AbstractContextManager[OpenMachine]:
+        from firebuild.engine.disks import open_machine
+
+        return open_machine(
+            engine, bases=bases, results=results, purpose=purpose, caches=caches, network=True, wish=request.machine
+        )
+
+    def ensure_disk(image: Image) -> Disk:
+        from firebuild.engine.disks import ensure_root_disk
+
+        return ensure_root_disk(engine, image, wish=request.machine)
+
+    def check_disk(path: Path) -> None:
+        from firebuild.store.disk_check import check_disk
+
+        check_disk(path)
+
     return BuildServices(
         blobs=engine.blobs,
         images=engine.images,
         disks=engine.disks,
         database=engine.database,
-        open_build_machine=partial(open_machine, engine, network=True, wish=request.machine),
+        open_build_machine=open_build_machine,
         resolve_base=partial(
             resolve_base, engine, pull=request.pull, policy=request.base_policy, layouts=list_layouts(contexts or {})
         ),
-        ensure_disk=lambda image: ensure_root_disk(engine, image, wish=request.machine),
+        ensure_disk=ensure_disk,
         disk_key=lambda chain_id: root_disk_key(engine, chain_id),
         disk_size_bytes=engine.settings.root_disk_bytes,
         check_disk=check_disk,
         caches=engine.caches,
         scratch=engine.layout.scratch,
     )
+
+
+def _load_trust() -> str:
+    from firebuild.host.trust import load_ca_bundle
+
+    return load_ca_bundle()
 
 
 @contextmanager
@@ -185,7 +215,7 @@ def open_build_request(
 
         def reread() -> BuildRequest:
             again = opener.open(dockerfile, context)
-            return replace(wanted, dockerfile=again.dockerfile, context=again.tree)
+            return msgspec.structs.replace(wanted, dockerfile=again.dockerfile, context=again.tree)
 
         wanted = BuildRequest(
             dockerfile=inputs.dockerfile,
@@ -209,7 +239,7 @@ def open_build_request(
             no_cache_filter=request.no_cache_filter,
             pre_commands=request.pre_commands,
             post_commands=request.post_commands,
-            ca_bundle=load_ca_bundle() if trust else None,
+            ca_bundle=_load_trust() if trust else None,
             reread=reread if can_reopen(dockerfile, context) else None,
         )
         yield wanted

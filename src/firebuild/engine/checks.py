@@ -9,10 +9,10 @@ from typing import BinaryIO
 from firebuild.build.build import check_request
 from firebuild.build.check import CheckReport
 from firebuild.build.sources.spec import OciLayout
+from firebuild.engine.architecture import host_architecture
 from firebuild.engine.bases import find_stored, list_layouts
 from firebuild.engine.builds import RootfsRequest, open_build_request
 from firebuild.engine.core import Engine
-from firebuild.engine.images import host_architecture
 from firebuild.errors import ImageError, NotFoundError, RegistryError
 from firebuild.events.progress import NullSink, Reporter
 from firebuild.images.remote import load_remote_config

@@ -19,8 +19,8 @@ from firebuild.layout import NAMES_FOLDER, Layout
 if TYPE_CHECKING:
     from firebuild.build.sources.httpcache import HttpCache
     from firebuild.kernels.store import KernelStore
-    from firebuild.machine.lifecycle import MachineServices
-    from firebuild.network.attach import NetworkSettings
+    from firebuild.machine.services import MachineServices
+    from firebuild.network.conflist import NetworkSettings
     from firebuild.store.blobs import BlobStore
     from firebuild.store.caches import CacheStore
     from firebuild.store.database import Database
@@ -181,7 +181,7 @@ class Engine:
     @cached_property
     def networks(self) -> NetworkSettings:
         """Where CNI's plugins, networks and records are."""
-        from firebuild.network.attach import NetworkSettings
+        from firebuild.network.conflist import NetworkSettings
 
         return NetworkSettings(
             bin_dirs=tuple(Path(part) for part in self.settings.cni_bin_dir.split(":") if part),
@@ -194,7 +194,7 @@ class Engine:
     @cached_property
     def machines(self) -> MachineServices:
         """What the life of machines needs."""
-        from firebuild.machine.lifecycle import MachineServices
+        from firebuild.machine.services import MachineServices
         from firebuild.machine.state import MachineRecords
 
         return MachineServices(

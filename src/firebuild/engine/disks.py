@@ -5,36 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from firebuild.config.settings import split_words
-from firebuild.engine.core import Engine
+from firebuild.engine.disk_keys import NO_WISH, MachineWish, root_disk_key
 from firebuild.engine.kernels import get_boot
 from firebuild.engine.layers import load_layer_sizes
 from firebuild.host.files import require_free
 from firebuild.images.archive import open_layer
-from firebuild.images.transfer import Progress
 from firebuild.machine.build_machine import BuildMachine, BuildMachineSize, open_build_machine
 from firebuild.machine.spec import BUILD_KERNEL_ARGS
 from firebuild.store.disk_check import check_disk
-from firebuild.store.disks import Disk, DiskStore
-from firebuild.store.images import Image
+
+if TYPE_CHECKING:
+    from firebuild.engine.core import Engine
+    from firebuild.images.transfer import Progress
+    from firebuild.store.disks import Disk
+    from firebuild.store.images import Image
 
 _SPARE_BYTES = 512 << 20
-
-
-class MachineWish(msgspec.Struct, frozen=True):
-    """What a user wants of a build machine; None: as the settings say. `disk_bytes`: of its work disk."""
-
-    memory_mib: int | None = None
-    cpus: int | None = None
-    disk_bytes: int | None = None
-    network: str | None = None
-    kernel: str | None = None
-
-
-NO_WISH = MachineWish()
 
 
 @contextmanager
@@ -59,17 +48,6 @@ def open_machine(
         bases=bases, results=results, caches=caches, purpose=purpose,
     ) as machine:  # fmt: skip
         yield machine
-
-
-def root_disk_key(engine: Engine, chain_id: str) -> tuple[str, dict[str, str]]:
-    """The key of the root disk of a stack of layers, and the parameters in it."""
-    parameters = {"format": "ext4", "size_bytes": str(engine.settings.root_disk_bytes)}
-    return DiskStore.disk_key(chain_id, parameters), parameters
-
-
-def find_root_disk(engine: Engine, chain_id: str) -> Disk | None:
-    """The root disk of a stack of layers, if it has been made."""
-    return engine.disks.find_disk(root_disk_key(engine, chain_id)[0])
 
 
 def ensure_root_disk(

@@ -9,7 +9,8 @@ import msgspec
 from firebuild.build.services import BuildResult
 from firebuild.engine.bases import find_stored, resolve_base
 from firebuild.engine.core import Engine
-from firebuild.engine.disks import MachineWish, ensure_root_disk, find_root_disk
+from firebuild.engine.disk_keys import MachineWish, find_root_disk
+from firebuild.engine.disks import ensure_root_disk
 from firebuild.engine.machines import INIT_LABEL, USER_LABEL
 from firebuild.engine.space import require_room
 from firebuild.engine.views import sync_views

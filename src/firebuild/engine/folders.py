@@ -23,8 +23,8 @@ from firebuild.host.beneath import open_beneath
 from firebuild.host.files import require_free, write_atomic
 from firebuild.host.landing import Attributes, Landing
 from firebuild.layout import MachineLayout
-from firebuild.machine.lifecycle import hold_machine
 from firebuild.machine.mounts import MountRequest
+from firebuild.machine.services import hold_machine
 from firebuild.machine.spec import MachineSpec, MountSpec
 from firebuild.machine.state import ENDED, MachineRecord
 from firebuild.store.disks import make_blank

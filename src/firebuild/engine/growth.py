@@ -15,7 +15,7 @@ from firebuild.engine.volumes import MAX_BYTES, open_store
 from firebuild.errors import BusyError, MachineError, UsageError
 from firebuild.host.files import map_os_error
 from firebuild.machine.claims import find_users, hold_volumes
-from firebuild.machine.lifecycle import hold_machine
+from firebuild.machine.services import hold_machine
 from firebuild.machine.state import ENDED, MachineRecord
 from firebuild.store.volumes import Volume
 

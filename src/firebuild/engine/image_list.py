@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from firebuild.engine.core import Engine
-from firebuild.engine.disks import find_root_disk
+from firebuild.engine.disk_keys import find_root_disk
 from firebuild.engine.images import find_image_names
 from firebuild.engine.layers import load_layer_sizes, measure_layers
 from firebuild.errors import StoreError, UsageError

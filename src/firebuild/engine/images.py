@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from firebuild.engine.architecture import host_architecture
 from firebuild.engine.core import Engine
 from firebuild.engine.happenings import note_image
 from firebuild.engine.image_changes import apply_changes, parse_changes
@@ -23,7 +23,6 @@ from firebuild.machine.state import ENDED
 from firebuild.names import Reference, parse_reference
 from firebuild.store.images import History, Image, ImageConfig, RootFs, RunConfig
 
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _URL_SCHEMES = ("http://", "https://")
 
@@ -33,12 +32,6 @@ class Wanted(msgspec.Struct, frozen=True):
 
     architecture: str
     variant: str | None = None
-
-
-def host_architecture() -> str:
-    """This host's architecture in OCI's words, `amd64`."""
-    machine = platform.machine()
-    return ARCHITECTURES.get(machine, machine)
 
 
 def parse_wanted(text: str | None) -> Wanted:

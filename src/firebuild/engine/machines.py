@@ -343,7 +343,7 @@ def purge(engine: Engine) -> tuple[list[str], list[str], list[FirebuildError]]:
 
     It waits for machines whose owner has died and whose supervisor is cleaning up.
     """
-    from firebuild.machine.reconcile import finish_orphans
+    from firebuild.machine.orphans import finish_orphans
 
     repaired, failures = finish_orphans(engine.machines)
     repaired += engine.repair()

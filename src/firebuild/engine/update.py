@@ -13,8 +13,8 @@ from firebuild.engine.machines import check_size
 from firebuild.errors import MachineError, UsageError
 from firebuild.guest.control import request_restart_policy
 from firebuild.host.deadline import Deadline
-from firebuild.machine.lifecycle import hold_machine
 from firebuild.machine.metadata import plan_restart
+from firebuild.machine.services import hold_machine
 from firebuild.machine.spec import RestartPolicy
 from firebuild.machine.state import ENDED, MachineRecord, State
 

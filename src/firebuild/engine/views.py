@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from firebuild.engine.core import Engine
-from firebuild.engine.disks import find_root_disk
+from firebuild.engine.disk_keys import find_root_disk
 from firebuild.errors import StoreError
 from firebuild.host.deadline import Deadline
 from firebuild.host.files import map_os_error, write_atomic

@@ -14,20 +14,14 @@ import msgspec
 from firebuild.guest.control import LayerCounts, ask, get_counts, send_data, take_data
 from firebuild.guest.exec import ExecSession, Output
 from firebuild.guest.frames import FrameType, violation
+from firebuild.guest.items import CopyItem
 from firebuild.guest.mounts import Mount
 from firebuild.guest.stream import GuestStream, open_stream
 from firebuild.host.deadline import Deadline
 
 _PATIENCE_S = 60.0
 
-__all__ = ["BuildGuest", "CopyItem", "LayerCounts", "RunSpec", "TreeEntry"]
-
-
-class CopyItem(msgspec.Struct, frozen=True):
-    """One source of a COPY. `kind`: "file" or "directory"; `name`: a file's last path component, empty for a directory."""
-
-    name: str
-    kind: str
+__all__ = ["BuildGuest", "LayerCounts", "RunSpec", "TreeEntry"]
 
 
 class RunSpec(msgspec.Struct, frozen=True):

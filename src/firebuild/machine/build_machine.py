@@ -18,12 +18,11 @@ from firebuild.machine.console import find_crash
 from firebuild.machine.evidence import collect_evidence
 from firebuild.machine.lifecycle import (
     Boot,
-    MachineServices,
     end_processes,
     finish_machine,
-    hold_machine,
     start_machine,
 )
+from firebuild.machine.services import MachineServices, hold_machine
 from firebuild.machine.spec import DriveSpec, MachineSpec
 from firebuild.machine.supervisor import open_owner, open_supervisor
 from firebuild.names import new_machine_id

@@ -30,18 +30,18 @@ from firebuild.host.identity import (
     send_signal,
     wait_gone,
 )
-from firebuild.host.locks import hold_lock
 from firebuild.host.watch import wait_for_path
-from firebuild.layout import Layout, MachineLayout
+from firebuild.layout import MachineLayout
 from firebuild.machine.claims import claim_disks
 from firebuild.machine.console import find_crash, find_killed
 from firebuild.machine.evidence import REQUEST_FAULTS, collect_evidence, wants_evidence
 from firebuild.machine.metadata import MMDS_ADDRESS, parse_signal, plan_boot_document, plan_metadata
+from firebuild.machine.services import MachineServices, hold_machine
 from firebuild.machine.spec import MachineSpec
-from firebuild.machine.state import ENDED, HOST_REBOOT, MachineRecord, MachineRecords, Progress, State
+from firebuild.machine.state import ENDED, HOST_REBOOT, MachineRecord, Progress, State
 from firebuild.machine.supervisor import Owner, SupervisorLink, open_owner, open_supervisor, read_tail, start_supervisor
 from firebuild.names import MachineId
-from firebuild.network.attach import Attachment, NetworkSettings, attach_network, detach_network
+from firebuild.network.attach import Attachment, attach_network, detach_network
 from firebuild.vmm.models import (
     BootSource,
     Drive,
@@ -55,7 +55,6 @@ from firebuild.vmm.models import (
 from firebuild.vmm.process import plan_emulator
 
 _CLEANUP_S = 120.0
-_LOCK_S = 150.0
 # For a supervisor to kill its VMM, read what that left, and write the exit record.
 _SUPERVISOR_S = 15.0
 _GUEST_CID = 3
@@ -72,37 +71,6 @@ class Boot(msgspec.Struct, frozen=True):
 
     kernel: Path
     initramfs: Path
-
-
-class MachineServices(msgspec.Struct, frozen=True):
-    """What the life of machines needs. `vmm_binary`: a program that takes Firecracker's arguments; None: the emulator."""
-
-    layout: Layout
-    records: MachineRecords
-    networks: NetworkSettings
-    vmm_binary: str | None = None
-
-
-@contextmanager
-def hold_machine(services: MachineServices, machine_id: MachineId) -> Iterator[MachineLayout]:
-    """Hold the machine's lock for the block. Raises BusyError after a while. The lock's file goes with the record."""
-    deadline = Deadline(_LOCK_S, "waiting for the machine")
-    with try_hold_machine(services, machine_id, deadline) as paths:
-        yield paths
-
-
-@contextmanager
-def try_hold_machine(
-    services: MachineServices, machine_id: MachineId, deadline: Deadline | None = None
-) -> Iterator[MachineLayout]:
-    """As hold_machine, waiting until `deadline`, without one not at all."""
-    paths = services.layout.machine(machine_id)
-    with hold_lock(paths.lock, f"the machine {machine_id}", deadline=deadline):
-        try:
-            yield paths
-        finally:
-            if services.records.find(machine_id) is None:
-                paths.lock.unlink(missing_ok=True)
 
 
 def start_machine(

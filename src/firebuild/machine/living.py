@@ -12,7 +12,8 @@ from firebuild.guest.control import request_clock
 from firebuild.host.deadline import Deadline
 from firebuild.host.identity import wait_gone
 from firebuild.host.watch import FileWatch
-from firebuild.machine.lifecycle import MachineServices, finish_machine, hold_machine, try_hold_machine
+from firebuild.machine.lifecycle import finish_machine
+from firebuild.machine.services import MachineServices, hold_machine, try_hold_machine
 from firebuild.machine.state import ENDED, MachineRecord, State
 from firebuild.machine.supervisor import open_supervisor
 from firebuild.names import MachineId

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import logging
+from pathlib import Path
 
 from firebuild.errors import BusyError, FirebuildError
+from firebuild.host import log
 from firebuild.host.deadline import Deadline
 from firebuild.host.files import remove_tree
-from firebuild.host.identity import wait_gone
-from firebuild.machine.lifecycle import (
-    MachineServices,
-    finish_held,
-    finish_machine,
-    remove_machine,
-    settle_start,
-    try_hold_machine,
-)
+from firebuild.machine.services import MachineServices, try_hold_machine
 from firebuild.machine.state import ENDED, MachineRecord, State
 from firebuild.names import MachineId
-from firebuild.network.attach import detach_network, list_attachments, repair_names
-
-logger = logging.getLogger(__name__)
+from firebuild.network.records import list_records
 
 _CLEANUP_S = 120.0
 
@@ -34,11 +25,13 @@ def reconcile(services: MachineServices) -> list[str]:
     repaired: list[str] = []
     for record in services.records.list_all(kind=None):
         if record.state in ENDED and record.removable:
+            from firebuild.machine.lifecycle import remove_machine
+
             try:
                 remove_machine(services, record)
                 repaired.append(f"machine {record.spec.name}: ended, and was to be removed; removed")
             except FirebuildError as error:
-                logger.warning("the machine %s could not be removed: %s", record.spec.name, error)
+                log.warning(__name__, "the machine %s could not be removed: %s", record.spec.name, error)
             continue
         if record.state in ENDED or (record.state is not State.CREATED and _owned(record)):
             continue
@@ -48,39 +41,9 @@ def reconcile(services: MachineServices) -> list[str]:
         except BusyError:
             continue
         except FirebuildError as error:
-            logger.warning("the machine %s could not be repaired: %s", record.spec.name, error)
+            log.warning(__name__, "the machine %s could not be repaired: %s", record.spec.name, error)
     repaired += _sweep(services)
     return repaired
-
-
-def finish_orphans(services: MachineServices) -> tuple[list[str], list[FirebuildError]]:
-    """Finish, or wait for, each machine that is ending without its owner; sentences of those finished, errors of the others.
-
-    Its supervisor, or that one's clean-up command, is at work on it and holds its lock; `reconcile` passes over those.
-    """
-    finished: list[str] = []
-    failures: list[FirebuildError] = []
-    for record in services.records.list_all(kind=None):
-        if record.state in ENDED or not _ends_alone(services, record):
-            continue
-        try:
-            finish_machine(services, record.spec.id)
-            supervisor = record.progress.supervisor
-            if supervisor is not None and not wait_gone(supervisor, _CLEANUP_S):
-                raise BusyError(
-                    f"the supervisor {supervisor.pid} of the machine {record.spec.name} is still at work",
-                    hint="see its last lines in the machine's folder; run `firebuild purge` again when it has ended",
-                )
-            finished.append(f"machine {record.spec.name}: its {record.state} was cut short; cleaned up")
-        except FirebuildError as error:
-            failures.append(error)
-    return finished, failures
-
-
-def _ends_alone(services: MachineServices, record: MachineRecord) -> bool:
-    if record.progress.owner is not None:
-        return record.orphaned
-    return services.layout.machine(record.spec.id).exit_record.exists()
 
 
 def _owned(record: MachineRecord) -> bool:
@@ -89,6 +52,9 @@ def _owned(record: MachineRecord) -> bool:
 
 
 def _repair(services: MachineServices, seen: MachineRecord) -> bool:
+    # Every command looks for what to repair, and next to none finds any: the drivers are imported where they are needed.
+    from firebuild.machine.lifecycle import finish_held, settle_start
+
     # Without waiting: whoever holds the lock is alive and at work on it.
     with try_hold_machine(services, seen.spec.id) as paths:
         record = services.records.find(seen.spec.id)
@@ -105,10 +71,12 @@ def _repair(services: MachineServices, seen: MachineRecord) -> bool:
 
 def _sweep(services: MachineServices) -> list[str]:
     """Folders and attachments without a record: their command died between two removals, or its database is gone."""
-    swept = repair_names(services.networks)
+    swept = _repair_names(services.networks.names_dir)
     known = {str(record.spec.id) for record in services.records.list_all(kind=None)}
-    for machine_id in list_attachments(services.networks):
+    for machine_id in list_records(services.networks):
         if machine_id not in known:
+            from firebuild.network.attach import detach_network
+
             detach_network(
                 services.networks, MachineId(machine_id), deadline=Deadline(_CLEANUP_S, "taking down the network")
             )
@@ -123,6 +91,15 @@ def _sweep(services: MachineServices) -> list[str]:
             # Looking is enough: a lock whose machine is gone goes with whoever held it last.
             _abandoned(services, lock.name)
     return swept
+
+
+def _repair_names(folder: Path | None) -> list[str]:
+    """Mend the networks' name servers, of which most hosts have none."""
+    if folder is None or not any(entry.is_dir() for entry in folder.glob("*")):
+        return []
+    from firebuild.network.resolver import repair_resolvers
+
+    return repair_resolvers(folder)
 
 
 def _abandoned(services: MachineServices, name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import enum
 import time
 from typing import TYPE_CHECKING
@@ -229,6 +228,8 @@ class MachineRecords:
         record = self.find(text) if text else None
         if record is None:
             names = [other.spec.name for other in self.list_all()]
+            import difflib
+
             near = difflib.get_close_matches(text, names, n=1)
             hint = f"did you mean `{near[0]}`?" if near else "list them with `firebuild ls -a`"
             raise NotFoundError(f"there is no machine `{text}`", hint=hint)

@@ -8,7 +8,8 @@ import msgspec
 
 from firebuild.guest.stream import printable
 from firebuild.host.deadline import Deadline
-from firebuild.machine.lifecycle import MachineServices, load_exit_record
+from firebuild.machine.lifecycle import load_exit_record
+from firebuild.machine.services import MachineServices
 from firebuild.machine.state import ENDED, MachineRecord
 from firebuild.machine.supervisor import open_supervisor
 

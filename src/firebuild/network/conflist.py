@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +106,8 @@ class Network(msgspec.Struct, frozen=True):
 
 def parse_network(text: str | bytes, path: Path, *, bundled: bool = False) -> Network:
     """A network from the text of a configuration list, or of a single plugin's configuration. Raises NetworkError."""
+    import json
+
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -239,6 +240,8 @@ def _read(path: Path) -> bytes:
 
 
 def _possible_names(path: Path) -> set[str]:
+    import json
+
     try:
         document = json.loads(_read(path))
         if isinstance(document, dict) and isinstance(document.get("name"), str):

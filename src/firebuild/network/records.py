@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from firebuild.errors import NetworkError
 from firebuild.host.files import map_os_error, sync_folder, write_atomic
 from firebuild.names import MachineId, PortMapping
-from firebuild.network.conflist import NetworkSettings
+
+if TYPE_CHECKING:
+    from firebuild.network.conflist import NetworkSettings
 
 RECORD_VERSION = 1
 

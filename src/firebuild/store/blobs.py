@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import fcntl
 import io
-import logging
 import os
 import re
 import secrets
@@ -26,13 +25,12 @@ from typing import Annotated
 import msgspec
 
 from firebuild.errors import StoreError, damaged_blob
+from firebuild.host import log
 from firebuild.host.deadline import Deadline
 from firebuild.host.files import map_os_error, sync_folder, write_atomic
 from firebuild.host.locks import hold_lock
 from firebuild.names import Digest
 from firebuild.store.staging import open_stage, sweep_unlocked
-
-logger = logging.getLogger(__name__)
 
 READ_LIMIT = 4 << 20
 LAYOUT_VERSION = "1.0.0"
@@ -281,7 +279,7 @@ class BlobStore:
             # A link, not a move: the name leads to the damaged bytes until it leads to the sound ones.
             aside = self._quarantine / f"{digest[7:]}.{secrets.token_hex(4)}"
             os.link(target, aside)
-            logger.warning("the blob %s was damaged: it is set aside as `%s` and replaced", digest, aside)
+            log.warning(__name__, "the blob %s was damaged: it is set aside as `%s` and replaced", digest, aside)
         os.fchmod(descriptor, 0o444)
         os.fsync(descriptor)
         os.rename(path, target)
@@ -298,7 +296,7 @@ class BlobStore:
             try:
                 return hashlib.file_digest(file, "sha256").hexdigest() == digest[7:]
             except OSError as error:
-                logger.warning("the blob %s cannot be read: %s", digest, error.strerror)
+                log.warning(__name__, "the blob %s cannot be read: %s", digest, error.strerror)
                 return False
 
     def remove(self, digest: Digest) -> None:
@@ -328,7 +326,7 @@ def _discard(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        logger.warning("the leftover `%s` cannot be removed yet: %s", path, error)
+        log.warning(__name__, "the leftover `%s` cannot be removed yet: %s", path, error)
 
 
 def _missing(digest: Digest, error: OSError) -> StoreError:

@@ -24,7 +24,6 @@ from firebuild.errors import BusyError, StoreError
 from firebuild.host.deadline import Deadline
 from firebuild.host.files import map_os_error, remove_tree, write_atomic
 from firebuild.host.locks import hold_lock
-from firebuild.store.disk_check import repair_disk
 from firebuild.store.disks import make_blank
 
 _KEY = re.compile(r"[0-9a-f]{64}")
@@ -120,6 +119,8 @@ class CacheStore:
         old = self._find(key)
         if old is not None and disk.exists():
             wait_until_free(disk, name)
+            from firebuild.store.disk_check import repair_disk
+
             if not repair_disk(disk):
                 renewed(name)
                 self._drop(folder)

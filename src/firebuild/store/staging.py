@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -12,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from firebuild.errors import HostError
+from firebuild.host import log
 from firebuild.host.files import map_os_error, remove_tree
-
-logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -71,7 +69,7 @@ def sweep_unlocked(folder: Path, *, prefix: str = "") -> list[Path]:
             continue  # its owner lives
         except (HostError, OSError) as error:
             # A program of the dead owner may still be writing there: the next sweep gets it.
-            logger.warning("the leftover `%s` cannot be removed yet: %s", entry.path, error)
+            log.warning(__name__, "the leftover `%s` cannot be removed yet: %s", entry.path, error)
         else:
             removed.append(Path(entry.path))
         finally:

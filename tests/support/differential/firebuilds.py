@@ -10,7 +10,7 @@ import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from firebuild.engine.core import Engine
 from firebuild.engine.disks import ensure_root_disk, open_machine
 from firebuild.engine.images import import_image
 from firebuild.events.progress import NullSink, Reporter
-from firebuild.guest.build import BuildGuest, CopyItem, LayerCounts, RunSpec, TreeEntry
+from firebuild.guest.build import BuildGuest, LayerCounts, RunSpec, TreeEntry
 from firebuild.guest.exec import Output
+from firebuild.guest.items import CopyItem
 from firebuild.guest.mounts import BindMount
 from firebuild.images.compression import load_zstd
 from firebuild.names import parse_reference
@@ -115,7 +116,7 @@ class Builder:
         services = make_build_services(self._engine, request) if case.own_machine else self._services
         reporter = Reporter(NullSink())
         with open_build_request(self._engine, request, reporter) as wanted:
-            result = build_image(replace(wanted, make_disk=False), services, reporter)
+            result = build_image(msgspec.structs.replace(wanted, make_disk=False), services, reporter)
         config: dict[str, Any] = msgspec.to_builtins(result.image.config)
         return config, self._read_tree(result.image)
 
@@ -159,7 +160,7 @@ def open_builder(state: Path, run: Path, base: Path) -> Iterator[Builder]:
             yield _LentMachine(guest, [drive for _ in what["bases"]], [], [])
 
         # Images that cases build upon get no disk of their own, which would cost a boot: their layers lie on the base's disk.
-        services = replace(
+        services = msgspec.structs.replace(
             make_build_services(engine, RootfsRequest(None, None, [])), open_build_machine=lend, ensure_disk=lambda _: disk,
             disk_key=lambda _: (disk.key, {}),
         )  # fmt: skip

@@ -16,7 +16,8 @@ from firebuild.build.build import build_image
 from firebuild.build.services import BuildRequest, BuildResult, BuildServices
 from firebuild.errors import FirebuildError, GuestError, NotFoundError
 from firebuild.events.model import Event, StepCached, StepNote, StepStarted
-from firebuild.guest.build import CopyItem, LayerCounts, RunSpec, TreeEntry
+from firebuild.guest.build import LayerCounts, RunSpec, TreeEntry
+from firebuild.guest.items import CopyItem
 from firebuild.images.archive import open_layer, open_layer_writer
 from firebuild.names import Reference, parse_reference
 from firebuild.store.blobs import BlobStore, Descriptor

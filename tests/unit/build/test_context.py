@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from firebuild.build.context import BuildContext
-from firebuild.build.copy import InlineContent, Selection, open_tar, select_sources
+from firebuild.build.copy import InlineContent, Selection, select_sources
+from firebuild.build.copytar import open_tar
 from firebuild.build.glob import match_component
 from firebuild.build.tree import ContextTree, Entry
 from firebuild.dockerfile.ignore import parse_ignore
 from firebuild.errors import BuildError, ContextError
-from firebuild.guest.build import CopyItem
+from firebuild.guest.items import CopyItem
 
 
 @pytest.fixture

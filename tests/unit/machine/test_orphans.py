@@ -13,8 +13,8 @@ import pytest
 from firebuild.errors import BusyError
 from firebuild.host.identity import ProcessIdentity, find_identity
 from firebuild.layout import Layout
-from firebuild.machine import reconcile
-from firebuild.machine.lifecycle import MachineServices
+from firebuild.machine import orphans
+from firebuild.machine.services import MachineServices
 from firebuild.machine.spec import MachineSpec
 from firebuild.machine.state import MachineRecord, Progress, State
 from firebuild.names import MachineId
@@ -39,7 +39,7 @@ class Bench:
     def finish(self, state: State, progress: Progress) -> tuple[list[str], list[Any]]:
         """What becomes of the machine in that state."""
         self.record = msgspec.structs.replace(self.record, state=state, progress=progress)
-        return reconcile.finish_orphans(MachineServices(self.layout, cast(Any, self), cast(Any, None)))
+        return orphans.finish_orphans(MachineServices(self.layout, cast(Any, self), cast(Any, None)))
 
 
 @pytest.fixture
@@ -48,8 +48,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
         id=ID, name="one", kind="build", hostname="one", kernel="k", cpus=1, memory_mib=128, network=None
     )
     bench = Bench(Layout(tmp_path / "s", tmp_path / "r"), MachineRecord(spec, State.CREATED, Progress(), 0), [])
-    monkeypatch.setattr(reconcile, "finish_machine", lambda services, machine_id: bench.finished.append(machine_id))
-    monkeypatch.setattr(reconcile, "_CLEANUP_S", 0.01)
+    monkeypatch.setattr(orphans, "finish_machine", lambda services, machine_id: bench.finished.append(machine_id))
+    monkeypatch.setattr(orphans, "_CLEANUP_S", 0.01)
     return bench
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from firebuild.build.debug.lines import get_step_at
-from firebuild.build.debug.model import Debugging, PrepareAgain, Stop
-from firebuild.build.debug.shells import StepShells
 from firebuild.build.debug.talk import Talk
-from firebuild.build.steps import Plan, PlannedStep
-from firebuild.dockerfile.stages import Dockerfile
 from firebuild.errors import UsageError
-from firebuild.events.progress import Reporter
+
+if TYPE_CHECKING:
+    from firebuild.build.debug.model import Debugging, PrepareAgain, Stop
+    from firebuild.build.debug.shells import StepShells
+    from firebuild.build.steps import Plan, PlannedStep
+    from firebuild.dockerfile.stages import Dockerfile
+    from firebuild.events.progress import Reporter
 
 # Lines at which the build stops, by the step's id: of one plan.
 Stops = Mapping[str, Sequence[int]]

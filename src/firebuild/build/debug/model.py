@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from firebuild.build.steps import PlannedStep, ResultLayer
-from firebuild.errors import FirebuildError
 from firebuild.events.progress import Canceled
-from firebuild.guest.exec import ExecSession, ProcessEnd
+
+if TYPE_CHECKING:
+    from firebuild.errors import FirebuildError
+    from firebuild.guest.exec import ExecSession, ProcessEnd
 
 
 class Console(Protocol):
@@ -33,8 +36,7 @@ class Console(Protocol):
         """Give the whole terminal to a program until it ends. Raises GuestError where the guest is lost."""
 
 
-@dataclass(frozen=True)
-class Debugging:
+class Debugging(msgspec.Struct, frozen=True):
     """What is wanted. `on_failure`: a shell in the step that fails; `lines`: shells before the steps of these lines."""
 
     console: Console
@@ -42,8 +44,7 @@ class Debugging:
     lines: tuple[int, ...] = ()
 
 
-@dataclass
-class Attempt:
+class Attempt(msgspec.Struct):
     """What a step that failed has left in the guest. `stack`: what a shell stands on, topmost first, or None if the step
     did not get that far; `layer`: its own layer, to be dropped."""
 
@@ -51,17 +52,16 @@ class Attempt:
     layer: str | None = None
 
 
-@dataclass
-class Stop:
+class Stop(msgspec.Struct):
     """A stage's thread that waits at a step for a person. `error`: of the step that failed, None before one; `below`: the
     layers that the step stands on; `mounted`: what its mounts read."""
 
     step: PlannedStep
     below: Sequence[ResultLayer]
     mounted: Mapping[int, Sequence[ResultLayer]]
-    attempt: Attempt = field(default_factory=Attempt)
+    attempt: Attempt = msgspec.field(default_factory=Attempt)
     error: FirebuildError | None = None
-    _decided: threading.Event = field(default_factory=threading.Event)
+    _decided: threading.Event = msgspec.field(default_factory=threading.Event)
     _goes_on: bool = False
 
     def wait(self) -> None:

@@ -6,17 +6,20 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from firebuild.build.copy import InlineContent
-from firebuild.build.debug.model import Stop
-from firebuild.build.session import BuildSession
 from firebuild.build.stepmounts import ReadyMounts, StepMounts
 from firebuild.build.steps import RunAction
 from firebuild.errors import FirebuildError, GuestError
 from firebuild.guest.build import RunSpec, TreeEntry
-from firebuild.guest.exec import ExecSession
+
+if TYPE_CHECKING:
+    from firebuild.build.debug.model import Stop
+    from firebuild.build.session import BuildSession
+    from firebuild.guest.exec import ExecSession
 
 # What a shell ends with for firebuild's own words: nothing else uses these.
 RETRY_CODE = 170

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import stat
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 from firebuild.build.debug.lines import shorten
 from firebuild.build.debug.model import Console, Debugging, PrepareAgain, Retry, Stop
@@ -13,7 +14,9 @@ from firebuild.build.steps import RunAction
 from firebuild.errors import BuildError, FirebuildError, GuestError
 from firebuild.events.text import decode_output, neutralise
 from firebuild.guest.build import FolderEntry
-from firebuild.guest.exec import ProcessEnd
+
+if TYPE_CHECKING:
+    from firebuild.guest.exec import ProcessEnd
 
 PROMPT = "(debug) "
 _LISTED = 500

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import BinaryIO
 
 import msgspec
@@ -23,8 +22,7 @@ class Validators(msgspec.Struct, frozen=True):
 NO_VALIDATORS = Validators()
 
 
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(msgspec.Struct, frozen=True):
     """A fetched body, in a file without a name. `url`: after redirects; `sha256`: hex; `mtime_s`: Last-Modified or None."""
 
     url: Url

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -20,8 +19,7 @@ class GitLimits(msgspec.Struct, frozen=True):
     depth: int = 8
 
 
-@dataclass(frozen=True)
-class SshAccess:
+class SshAccess(msgspec.Struct, frozen=True):
     """What ssh may use of the caller's. `agent`: its socket, or None; `known_hosts`: files that are read, in this order."""
 
     agent: Path | None = None

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import posixpath
 import re
-from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote
+
+import msgspec
 
 from firebuild.build.sources.url import Login, Url, parse_host, parse_url, redact_urls
 from firebuild.errors import UsageError
@@ -26,8 +27,7 @@ _TRUE, _FALSE = ("1", "t", "true", ""), ("0", "f", "false")
 REF_LIMIT = 255
 
 
-@dataclass(frozen=True)
-class GitSource:
+class GitSource(msgspec.Struct, frozen=True):
     """A place in a repository. `url`: http(s), ssh or git; `scp`: it was written as `user@host:path`, and the path is
     relative to the user's home; `ref`: empty for the default branch; `subdir`, `dockerfile`: relative, clean, empty for
     none; `checksum`: the commit's first digits; `keep_git_dir`, `submodules`: None where the reference does not say.

@@ -9,8 +9,10 @@ import os
 import re
 import threading
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from firebuild.build.sources.agent import lend_agent
 from firebuild.build.sources.gitaccess import GitLimits, SshAccess
@@ -123,7 +125,7 @@ class GitRunner:
         if final.text != probe.text:
             if not final.path.endswith(_INFO_REFS) or final.query != _SERVICE:
                 raise self.error(f"it redirects to `{final.shown}`, which is no repository")
-            self._remote = replace(final, path=final.path.removesuffix(_INFO_REFS), query="").text
+            self._remote = msgspec.structs.replace(final, path=final.path.removesuffix(_INFO_REFS), query="").text
         if url.login is not None and final.origin == url.origin:
             # By the environment: an argument list can be read by everybody on this host.
             base = f"{url.scheme}://{url.netloc}/"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -87,7 +86,9 @@ class HttpCache:
             with open_atomic(self.folder / f"{key}.body", mode=0o600) as file:
                 position = fetched.file.tell()
                 fetched.file.seek(0)
-                shutil.copyfileobj(fetched.file, file)
+                from shutil import copyfileobj
+
+                copyfileobj(fetched.file, file)
                 fetched.file.seek(position)
         except OSError as error:
             raise map_os_error(error, f"keeping `{url.shown}`") from error

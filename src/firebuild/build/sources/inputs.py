@@ -6,19 +6,17 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+import msgspec
 
 from firebuild.build.context import BuildContext
 from firebuild.build.filedigests import FileDigests
 from firebuild.build.sources.address import ANY_RANK, rank_host
-from firebuild.build.sources.archive import is_packed
 from firebuild.build.sources.gitref import GitSource
-from firebuild.build.sources.remote import RemoteSources, read_file
 from firebuild.build.sources.scratch import Scratch
 from firebuild.build.sources.spec import HttpSource, InlineSource, LocalSource, Source, StdinSource
-from firebuild.build.sources.tartree import TarTree, spool_plain
 from firebuild.build.sources.url import Url
 from firebuild.build.tree import ContextTree
 from firebuild.dockerfile.ignore import ignore_file_names, parse_ignore
@@ -29,6 +27,8 @@ from firebuild.events.text import neutralise
 if TYPE_CHECKING:
     from firebuild.build.sources.fetched import Fetched
     from firebuild.build.sources.http import FetchLimits
+    from firebuild.build.sources.remote import RemoteSources
+    from firebuild.build.sources.tartree import TarTree
 
 DEFAULT_NAME = "Dockerfile"
 DOCKERFILE_LIMIT = 1 << 20
@@ -37,8 +37,7 @@ _STDIN_LIMIT = 64 << 30
 _SNIFF = 4096
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(msgspec.Struct, frozen=True):
     """`name`: the Dockerfile's, as messages show it; `tree`: None for a build without a context, ignore files applied;
     `identity`: names the Dockerfile across builds; `rank`: how close an address may be that the Dockerfile names."""
 
@@ -98,7 +97,7 @@ class InputOpener:
         tree: ContextTree
         if isinstance(source, LocalSource):
             path = Path(source.path)
-            if path.is_file() and is_packed(_read_head(path)):
+            if path.is_file() and _is_packed(_read_head(path)):
                 tree = self._open_tar(self._resources.enter_context(_open_regular(path)), source.path)
             else:
                 tree = self._open_local(source.path)
@@ -110,12 +109,12 @@ class InputOpener:
             tree = self._open_git(source)
         elif isinstance(source, HttpSource):
             fetched = self._fetch(source.url)
-            if not is_packed(read_file(fetched)):
+            if not _is_packed_file(fetched):
                 raise ContextError(f"`{source.url.shown}` is no archive, and so no build context")
             tree = self._open_tar(fetched.file, source.url.shown)
         elif isinstance(source, StdinSource):
             file = self._spool_stdin()
-            if not is_packed(_read_all(file)):
+            if not _is_packed(_read_all(file)):
                 raise ContextError("standard input is no archive, and so no build context")
             tree = self._open_tar(file, "standard input")
         else:
@@ -145,7 +144,7 @@ class InputOpener:
         path = Path(source.path)
         if path.is_dir():
             return self._from_tree(self._open_local(source.path), DEFAULT_NAME, str(path.absolute()), ANY_RANK)
-        if is_packed(_read_head(path)):
+        if _is_packed(_read_head(path)):
             file = self._resources.enter_context(_open_regular(path))
             return self._from_tree(self._open_tar(file, source.path), DEFAULT_NAME, str(path.absolute()), ANY_RANK)
         tree = self._open_local(str(path.parent))
@@ -153,7 +152,7 @@ class InputOpener:
 
     def _open_stdin(self) -> Inputs:
         file = self._spool_stdin()
-        if is_packed(_read_all(file)):
+        if _is_packed(_read_all(file)):
             return self._from_tree(
                 self._open_tar(file, "standard input"), DEFAULT_NAME, "the archive on standard input", ANY_RANK
             )
@@ -163,7 +162,7 @@ class InputOpener:
     def _open_http(self, url: Url) -> Inputs:
         fetched = self._fetch(url)
         rank = _rank_of(url)
-        if is_packed(read_file(fetched)):
+        if _is_packed_file(fetched):
             return self._from_tree(self._open_tar(fetched.file, url.shown), DEFAULT_NAME, url.shown, rank)
         data = _check_size(fetched.file.read(DOCKERFILE_LIMIT + 1), url.shown)
         from firebuild.build.sources.httptree import HttpTree
@@ -234,6 +233,8 @@ class InputOpener:
         with self._reporter.step("[internal] read the archive of the build context"):
             subject = f"`{neutralise(shown)}`"
             file.seek(0)
+            from firebuild.build.sources.tartree import TarTree, spool_plain
+
             plain = self._resources.enter_context(spool_plain(file, subject, self._scratch))
             return self._resources.enter_context(TarTree(plain, subject))
 
@@ -299,6 +300,18 @@ def _apply_own_ignore(tree: ContextTree, dockerfile: Path) -> bool:
         raise ContextError(f"`{path}` is larger than {IGNORE_LIMIT >> 20} MiB")
     tree.hide(parse_ignore(data, path.name))
     return True
+
+
+def _is_packed(pieces: Iterator[bytes]) -> bool:
+    from firebuild.build.sources.archive import is_packed
+
+    return is_packed(pieces)
+
+
+def _is_packed_file(fetched: Fetched) -> bool:
+    from firebuild.build.sources.streams import read_file
+
+    return _is_packed(read_file(fetched))
 
 
 def _rank_of(url: Url) -> int:

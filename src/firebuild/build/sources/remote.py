@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tarfile
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from firebuild.build.context import BuildContext
 from firebuild.build.digest import compute_digest
 from firebuild.build.materials import Materials
 from firebuild.build.sources.address import ANY_RANK, rank_host
-from firebuild.build.sources.archive import convert_archive, is_archive
 from firebuild.build.sources.gitaccess import GitLimits, SshAccess
 from firebuild.build.sources.gitref import GitSource, is_commit, looks_like_git, parse_git
+from firebuild.build.sources.items import RemoteItem
 from firebuild.build.sources.scratch import Scratch
 from firebuild.build.sources.spec import HttpSource
 from firebuild.build.sources.url import Url, parse_url
-from firebuild.build.tree import check_kind
 from firebuild.errors import ContextError, DockerfileError, UsageError
-from firebuild.guest.build import CopyItem
+from firebuild.guest.items import CopyItem
 
 if TYPE_CHECKING:
     from firebuild.build.sources.fetched import Fetched
@@ -33,36 +29,14 @@ if TYPE_CHECKING:
     from firebuild.build.sources.http import FetchLimits
     from firebuild.build.sources.httpcache import HttpCache
 
-HTTP_MODE = 0o600
-_CHUNK = 256 * 1024
 
-
-@dataclass(frozen=True)
-class RemoteAdd:
+class RemoteAdd(msgspec.Struct, frozen=True):
     """A remote source of ADD with the flags that matter to it. `checksum`: sha256 hex of a file, or digits of a commit."""
 
     source: HttpSource | GitSource
     checksum: str = ""
     keep_git_dir: bool = False
     unpack: bool = False
-
-
-@dataclass(frozen=True)
-class RemoteItem:
-    """One item of a copy. `digest`: of all that decides it; `stream`: the tar entries of the item of that number."""
-
-    item: CopyItem
-    digest: str
-    shown: str
-    stream: ItemStream
-
-
-class ItemStream:
-    """Tar entries of an item, made when they are sent."""
-
-    def chunks(self, number: int) -> Iterator[bytes]:
-        """The entries, named for item `number`, without an end-of-archive mark. Raises ContextError."""
-        raise NotImplementedError
 
 
 def parse_remote(
@@ -168,17 +142,20 @@ class RemoteSources:
         Dockerfile pins waits until it is needed. Raises ContextError, DeadlineError."""
         if isinstance(add.source, GitSource):
             return self._select_git(add, add.source)
+        from firebuild.build.sources.archive import is_archive
+        from firebuild.build.sources.streams import FetchedArchive, FetchedFile, LazyFile, read_file
+
         url = add.source.url
         if add.checksum and not add.unpack:
             self.materials.note_file(url.shown, add.checksum)
             digest = compute_digest("add-http-1", {"name": url.name, "content": add.checksum})
-            return RemoteItem(CopyItem(url.name, "file"), digest, url.shown, _LazyFile(self, add))
+            return RemoteItem(CopyItem(url.name, "file"), digest, url.shown, LazyFile(self, add))
         fetched = self.fetch_file(add)
         if add.unpack and is_archive(read_file(fetched)):
             digest = compute_digest("add-archive-1", {"content": fetched.sha256})
-            return RemoteItem(CopyItem("", "archive"), digest, url.shown, _FetchedArchive(fetched, f"`{url.shown}`"))
+            return RemoteItem(CopyItem("", "archive"), digest, url.shown, FetchedArchive(fetched, f"`{url.shown}`"))
         digest = compute_digest("add-http-1", {"name": url.name, "content": fetched.sha256})
-        return RemoteItem(CopyItem(url.name, "file"), digest, url.shown, _FetchedFile(fetched))
+        return RemoteItem(CopyItem(url.name, "file"), digest, url.shown, FetchedFile(fetched))
 
     def fetch_file(self, add: RemoteAdd) -> Fetched:
         """Fetch a URL and check its checksum."""
@@ -219,6 +196,8 @@ class RemoteSources:
         return fetched
 
     def _select_git(self, add: RemoteAdd, source: GitSource) -> RemoteItem:
+        from firebuild.build.sources.streams import LazyRepository
+
         self.check_rank(source)
         commit = self._git.resolve(source)
         self.materials.note_commit(source.shown, commit)
@@ -234,7 +213,7 @@ class RemoteSources:
             source.submodules,
         )  # fmt: skip
         digest = compute_digest("add-git-1", fields)
-        return RemoteItem(CopyItem("", "directory"), digest, source.shown, _LazyRepository(self, pinned, keep))
+        return RemoteItem(CopyItem("", "directory"), digest, source.shown, LazyRepository(self, pinned, keep))
 
     def open_repository(self, source: GitSource, *, keep_git_dir: bool = False, noted: bool = False) -> BuildContext:
         """A commit's files as a tree, until this object is left. `noted`: the materials have it, by its own name."""
@@ -260,70 +239,3 @@ class RemoteSources:
                 f"the repository `{source.shown}` is at a private address, and the Dockerfile came from elsewhere: "
                 "that is refused"
             )
-
-
-def read_file(fetched: Fetched) -> Iterator[bytes]:
-    """A fetched file's bytes, from its beginning."""
-    position = 0
-    while chunk := os.pread(fetched.file.fileno(), _CHUNK, position):
-        position += len(chunk)
-        yield chunk
-
-
-class _FetchedFile(ItemStream):
-    def __init__(self, fetched: Fetched) -> None:
-        self._fetched = fetched
-
-    def chunks(self, number: int) -> Iterator[bytes]:
-        info = tarfile.TarInfo(str(number))
-        info.mode, info.mtime, info.size = HTTP_MODE, self._fetched.mtime_s or 0, self._fetched.size
-        yield info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-        total = hashlib.sha256()
-        for chunk in read_file(self._fetched):
-            total.update(chunk)
-            yield chunk
-        if total.hexdigest() != self._fetched.sha256:
-            raise ContextError(f"`{self._fetched.url.shown}` changed on its way")
-        yield bytes(-info.size % tarfile.BLOCKSIZE)
-
-
-class _LazyFile(ItemStream):
-    def __init__(self, sources: RemoteSources, add: RemoteAdd) -> None:
-        self._sources = sources
-        self._add = add
-
-    def chunks(self, number: int) -> Iterator[bytes]:
-        yield from _FetchedFile(self._sources.fetch_file(self._add)).chunks(number)
-
-
-class _FetchedArchive(ItemStream):
-    def __init__(self, fetched: Fetched, subject: str) -> None:
-        self._fetched = fetched
-        self._subject = subject
-
-    def chunks(self, number: int) -> Iterator[bytes]:
-        yield from convert_archive(read_file(self._fetched), number, self._subject)
-
-
-class _LazyRepository(ItemStream):
-    def __init__(self, sources: RemoteSources, source: GitSource, keep_git_dir: bool) -> None:
-        self._sources = sources
-        self._source = source
-        self._keep = keep_git_dir
-
-    def chunks(self, number: int) -> Iterator[bytes]:
-        tree = self._sources.open_repository(self._source, keep_git_dir=self._keep, noted=True)
-        for entry in tree.walk(tree.root_entry()):
-            check_kind(entry)
-            info = tarfile.TarInfo(f"{number}/{entry.path}" if entry.path else str(number))
-            info.mode, info.mtime = entry.mode, entry.mtime_s
-            if entry.kind == "directory":
-                info.type = tarfile.DIRTYPE
-            elif entry.kind == "symlink":
-                info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.target, 0o777
-            else:
-                info.size = entry.size
-            yield info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-            if entry.kind == "file":
-                yield from tree.read_chunks(entry)
-                yield bytes(-entry.size % tarfile.BLOCKSIZE)

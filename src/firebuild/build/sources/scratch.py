@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -68,6 +67,8 @@ class Scratch:
 
     def open_file(self) -> BinaryIO:
         """A new file without a name, for reading and writing. Raises HostError."""
+        import tempfile
+
         try:
             return tempfile.TemporaryFile(dir=self.folder)
         except OSError as error:
@@ -75,6 +76,8 @@ class Scratch:
 
     def _make(self) -> Path:
         if self._root is None:
+            import tempfile
+
             return Path(tempfile.mkdtemp(prefix="firebuild-"))
         self._root.mkdir(mode=0o711, parents=True, exist_ok=True)
         for _ in range(100):

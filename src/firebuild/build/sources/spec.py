@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from firebuild.build.sources.gitref import GitSource, looks_like_git, parse_git
 from firebuild.build.sources.url import Url, parse_url
@@ -20,34 +21,29 @@ _HTTP = re.compile(r"https?://", re.IGNORECASE)
 _CONTEXT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./:@-]{0,254}")
 
 
-@dataclass(frozen=True)
-class StdinSource:
+class StdinSource(msgspec.Struct, frozen=True):
     """`-`: standard input, a Dockerfile or an archive."""
 
 
-@dataclass(frozen=True)
-class InlineSource:
+class InlineSource(msgspec.Struct, frozen=True):
     """The text of a Dockerfile itself."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class LocalSource:
+class LocalSource(msgspec.Struct, frozen=True):
     """A path on this host: a folder, a Dockerfile or an archive."""
 
     path: str
 
 
-@dataclass(frozen=True)
-class HttpSource:
+class HttpSource(msgspec.Struct, frozen=True):
     """A URL: of an archive, or of a Dockerfile with its files beside it."""
 
     url: Url
 
 
-@dataclass(frozen=True)
-class OciLayout:
+class OciLayout(msgspec.Struct, frozen=True):
     """An image in a folder of the OCI image layout. `name`: its tag there; `digest`: of its manifest or index; without
     both the only one."""
 
@@ -56,8 +52,7 @@ class OciLayout:
     digest: Digest | None = None
 
 
-@dataclass(frozen=True)
-class ImageContext:
+class ImageContext(msgspec.Struct, frozen=True):
     """An image as a named context. `reference`: None for `scratch`; of one in a layout a name that no registry has."""
 
     reference: Reference | None

@@ -6,8 +6,9 @@ Format: gitmodules(5). Relative URLs count from the repository itself (git-submo
 from __future__ import annotations
 
 import posixpath
-from dataclasses import replace
 from urllib.parse import urljoin
+
+from msgspec.structs import replace
 
 from firebuild.build.sources.address import rank_host
 from firebuild.build.sources.gitref import GitSource, parse_git

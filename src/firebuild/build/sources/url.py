@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import posixpath
 import re
-from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urljoin, urlsplit
+
+import msgspec
 
 from firebuild.errors import UsageError
 from firebuild.events.text import neutralise
@@ -19,16 +20,17 @@ _USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<login>[^/\s?#
 DEFAULT_PORTS = {"http": 80, "https": 443, "ssh": 22, "git": 9418}
 
 
-@dataclass(frozen=True)
-class Login:
+class Login(msgspec.Struct, frozen=True):
     """A user and a password for one origin; both stay out of every representation."""
 
-    user: str = field(repr=False)
-    password: str = field(default="", repr=False)
+    user: str
+    password: str = ""
+
+    def __repr__(self) -> str:
+        return "Login()"
 
 
-@dataclass(frozen=True)
-class Url:
+class Url(msgspec.Struct, frozen=True):
     """A parsed URL. `host`: lower case, without brackets; `path`: as sent, percent-encoded; `query`: without its `?`."""
 
     scheme: str

@@ -21,7 +21,7 @@ from firebuild.names import parse_reference, parse_size
 
 if TYPE_CHECKING:
     from firebuild.engine.builds import RootfsRequest
-    from firebuild.engine.disks import MachineWish
+    from firebuild.engine.disk_keys import MachineWish
     from firebuild.engine.docker_image import DockerImageRequest
 
 _FILE = click.Path(path_type=Path)
@@ -92,7 +92,6 @@ def rootfs(**options: Any) -> None:
     CONTEXT is what COPY and ADD take from: a folder, an archive, a URL of an archive or of a git repository, or `-` for
     an archive on standard input; without it, the Dockerfile's own folder.
     """
-    from firebuild.cli.debugging import check_debugging, make_debugging
     from firebuild.engine.builds import build_rootfs
     from firebuild.engine.report import RESULT_KEYS, describe_build, make_build_metadata
 
@@ -113,7 +112,11 @@ def rootfs(**options: Any) -> None:
     for path in files:
         if not path.absolute().parent.is_dir() or path.is_dir():
             raise UsageError(f"`{path}` cannot be written", hint="name a file in a folder that exists")
-    debugs = check_debugging(options["on_failure"], options["debug_lines"])
+    debugs = options["on_failure"] != "error" or bool(options["debug_lines"])
+    if debugs:
+        from firebuild.cli.debugging import check_debugging, make_debugging
+
+        debugs = check_debugging(options["on_failure"], options["debug_lines"])
     mode = "quiet" if options["quiet"] else options["progress"]
     with Engine() as engine, open_renderer(mode, sys.stderr) as sink:
         debug = make_debugging(options["on_failure"], options["debug_lines"], sink) if debugs else None
@@ -195,12 +198,12 @@ _DOCKERFILE_ONLY = (
 
 def make_image_request(options: Mapping[str, Any]) -> DockerImageRequest | None:
     """What --docker-image asks for; None without it. Raises UsageError."""
-    from firebuild.engine.docker_image import DockerImageRequest
-
     if options["docker_image"] is None:
         if options["docker_image_base"] is not None:
             raise UsageError("--docker-image-base without --docker-image", hint="a Dockerfile names its base in FROM")
         return None
+    from firebuild.engine.docker_image import DockerImageRequest
+
     for name in _DOCKERFILE_ONLY:
         if options[name]:
             words = name.rstrip("s").replace("_", "-") if name != "context" else "a build context"
@@ -229,7 +232,7 @@ def parse_labels(texts: Iterable[str]) -> dict[str, str]:
 
 def parse_machine(options: Mapping[str, Any]) -> MachineWish:
     """How large the build machine is to be. Raises UsageError."""
-    from firebuild.engine.disks import MachineWish
+    from firebuild.engine.disk_keys import MachineWish
 
     memory_mib = disk_bytes = None
     if options["memory"] is not None:
