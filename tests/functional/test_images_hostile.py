@@ -64,6 +64,45 @@ def index_of(*entries: dict[str, Any]) -> Change:
     return page(f"{BASE}/manifests/1", typed(data, INDEX))
 
 
+def config_states(size: int, answer: Callable[[bytes], Any] = bytes) -> Change:
+    """The manifest states that size of the configuration, and `answer` is what comes for it."""
+
+    def apply(web: WebServer, image: FakeImage) -> None:
+        entry = image.manifest["config"]
+        entry["size"] = size
+        image.serve(web)
+        web.pages[f"{BASE}/blobs/{entry['digest']}"] = answer(image.blobs[entry["digest"]])
+
+    return apply
+
+
+def continue_with(change: Callable[[bytes, int], tuple[str, bytes]]) -> Change:
+    """A layer of 3 MiB that is cut in the middle; who asks for the rest gets what `change` makes of the layer and the place:
+    what Content-Range says, and bytes. A newer skopeo asks for a rest; an older one gives up."""
+
+    def apply(web: WebServer, image: FakeImage) -> None:
+        data = os.urandom(3 << 20)
+        image.manifest["layers"][0].update(digest=digest_of(data), size=len(data))
+        image.serve(web)
+
+        def answer(handler: Any) -> None:
+            wanted = handler.headers.get("Range")
+            if wanted is None:
+                handler.send_response(200)
+                handler.send_header("Accept-Ranges", "bytes")
+                handler.send_header("Content-Length", str(len(data)))
+                handler.end_headers()
+                handler.wfile.write(data[: 2 << 20])
+                handler.close_connection = True
+            else:
+                place, rest = change(data, int(wanted.removeprefix("bytes=").partition("-")[0]))
+                handler.send(206, rest, Content_Range=place)
+
+        web.pages[image.layer] = answer
+
+    return apply
+
+
 ENTRY = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": "sha256:" + "a" * 64, "size": 100}
 OTHER = {**ENTRY, "platform": {"architecture": "s390x", "os": "linux"}}
 SCHEMA_1 = {"schemaVersion": 1, "name": "team/app", "tag": "1", "architecture": "amd64", "fsLayers": [], "history": []}
@@ -91,6 +130,22 @@ LIES: dict[str, Change] = {
         f"{BASE}/manifests/1", typed(json.dumps(SCHEMA_1).encode(), "application/vnd.docker.distribution.manifest.v1+json")
     ),
     "errors": layer_page(lambda _: lambda handler: handler.send(500, b"{}")),
+    "a configuration of a gigabyte": config_states(1 << 30),
+    "an endless configuration": config_states(100, lambda _: pour(b" " * 65536)),
+    "a longer configuration": config_states(100, lambda data: data + b" " * (8 << 20)),
+    "an image that its type calls an index": lambda web, image: web.pages.__setitem__(
+        f"{BASE}/manifests/1", typed(json.dumps(image.manifest).encode(), INDEX)
+    ),
+    "an index that its type calls an image": lambda web, image: web.pages.__setitem__(
+        f"{BASE}/manifests/1",
+        typed(json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [OTHER]}).encode(), str(ENTRY["mediaType"])),
+    ),
+    "a part that nobody asked for": layer_page(lambda data: lambda handler: handler.send(206, data[:50], Content_Range="bytes 0-49/50")),
+    "a rest of other bytes": continue_with(
+        lambda data, place: (f"bytes {place}-{len(data) - 1}/{len(data)}", os.urandom(len(data) - place))
+    ),
+    "a rest from another place": continue_with(lambda data, place: (f"bytes 0-{len(data) - 1}/{len(data)}", data)),
+    "a rest that says nothing of its place": continue_with(lambda data, place: ("", data[place:])),
     "no end of logins": page(f"{BASE}/manifests/1", lambda handler: handler.send(401, b"{}", WWW_Authenticate="Basic")),
 }  # fmt: skip
 

@@ -111,6 +111,7 @@ def read_state(folder: Path, name: str) -> tuple[object, ...]:
             reference: stamp.split(" ")[0] for reference, stamp in shown.items()
         }
         left = [path for path in engine.layout.rootfs.rglob("*") if path.name.endswith(".tmp")]
+        left += engine.layout.store.glob(".*.tmp")
         assert left == []
         if name == "prune":
             # What was cut short is finished by the next one, and takes nothing that is named.
@@ -122,8 +123,10 @@ def read_state(folder: Path, name: str) -> tuple[object, ...]:
         return tuple((image.reference, image.config.author) for image in images)
 
 
-def sweep(base: Path, work: Path, fault: str, calls: tuple[str, ...], names: list[str] = NAMES) -> int:
-    """Every N until no process is hit; the number of points. Both states must be seen of each operation."""
+def sweep(
+    base: Path, work: Path, fault: str, calls: tuple[str, ...], names: list[str] = NAMES, *, stride: int = 1
+) -> int:
+    """Every N, or every so many-th, until no process is hit; the number of points. Both states must be seen of each operation."""
     old = dict.fromkeys(names, read_state(base, "base"))
     plain = run_driver(base, work / "plain", [], names)
     assert plain == [WELL] * len(names)
@@ -147,8 +150,8 @@ def sweep(base: Path, work: Path, fault: str, calls: tuple[str, ...], names: lis
 
     points = quiet = 0
     with ThreadPoolExecutor(2) as pool:
-        for start in range(1, MOST, 8):
-            hits = list(pool.map(run_point, range(start, start + 8)))
+        for start in range(1, MOST, 8 * stride):
+            hits = list(pool.map(run_point, range(start, start + 8 * stride, stride)))
             points += sum(hits)
             # A failure that harms nothing is no error, so that a few calls without one are not the end.
             quiet = 0 if any(hits) else quiet + 1
@@ -170,6 +173,25 @@ def test_old_or_new_and_nothing_left(
     points = sweep(base, tmp_path, fault, calls)
     print(f"{points} points")
     assert points >= least, points
+
+
+@pytest.mark.parametrize(
+    ("fault", "calls", "stride"),
+    [
+        ("error=EIO", ("fsync", "fdatasync"), 2),
+        ("error=EIO", WRITING + REMOVING, 7),
+        ("error=EROFS", ("?rename", "?link", "?unlink", "?mkdir"), 3),
+    ],
+    ids=["not durable", "bad disk", "read-only"],
+)
+def test_a_disk_that_fails_is_no_success(
+    base: Path, tmp_path: Path, fault: str, calls: tuple[str, ...], stride: int
+) -> None:
+    """A call that fails once, as a dying disk or one that the kernel has made read-only lets it: an error, never a lie. A failed
+    fsync above all: after it the kernel has forgotten what it could not write."""
+    points = sweep(base, tmp_path, fault, calls, stride=stride)
+    print(f"{points} points")
+    assert points >= 10, points
 
 
 def test_a_recovery_that_is_killed_is_made_by_the_next(base: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ the rest of the store unharmed."""
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,27 @@ def test_whoever_meets_a_damaged_blob_is_told_what_mends_it(firebuild_cli: Cli, 
     assert aside.read_bytes() == content and str(aside) in pulled.stderr
     assert cli.ok("fsck") == "" and cli.ok("image", "history", "app:1")
     assert cli.ok("image", "diff", "app:1", "again:1") == ""
+
+
+def test_without_open_files_a_command_says_so_and_does_all_or_nothing(firebuild_cli: Cli, tmp_path: Path) -> None:
+    """From too few to begin with to enough: each is an error in a sentence, or done."""
+    tree = tmp_path / "tree.tar"
+    tree.write_bytes(tree_tar())
+    firebuild_cli.ok("image", "import", tree, "app:1")
+    ends = set()
+    for limit in range(5, 12):
+        few = replace(firebuild_cli, prefix=("prlimit", f"--nofile={limit}"))
+        for command in (
+            ("image", "import", tree, f"new:{limit}"),
+            ("image", "tag", "app:1", f"tagged:{limit}"),
+            ("gc",),
+        ):
+            done = few.run(*command)
+            ends.add(done.status)
+            assert done.status in (0, 1) and "Traceback" not in done.stderr, done.describe()
+            assert done.status == 0 or "open" in done.stderr.partition("error: ")[2], done.describe()
+            if command[0] == "image":
+                there = firebuild_cli.run("image", "inspect", str(command[-1])).status == 0
+                assert there == (done.status == 0), done.describe()
+    assert ends == {0, 1}
+    assert firebuild_cli.ok("fsck") == "" and not list((firebuild_cli.state / "store/ingest").iterdir())

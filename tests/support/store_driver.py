@@ -18,7 +18,7 @@ from firebuild.config.settings import load_settings
 from firebuild.engine.core import Engine
 from firebuild.engine.images import import_image, pull_image, tag_image
 from firebuild.engine.store import free_space
-from firebuild.errors import FirebuildError
+from firebuild.errors import FirebuildError, ImageError
 from firebuild.images import archives as _archives  # noqa: F401 - loaded before the forks
 from firebuild.images import skopeo, transfer
 from firebuild.machine import reconcile as _reconcile  # noqa: F401 - loaded before the forks
@@ -86,7 +86,10 @@ OPERATIONS: dict[str, Callable[[Engine, Path], None]] = {
 
 def _copy_instead(source: str, target: str, *_: object, **__: object) -> None:
     # What skopeo does is skopeo's; what arrives is ours.
-    shutil.copytree(source.removeprefix("oci:").rpartition(":")[0], target.removeprefix("oci:"))
+    try:
+        shutil.copytree(source.removeprefix("oci:").rpartition(":")[0], target.removeprefix("oci:"))
+    except shutil.Error as error:
+        raise ImageError(f"the copy failed: {error}") from error
 
 
 def _no_manifest(*_: object, **__: object) -> bytes:

@@ -1,15 +1,18 @@
-"""A disk that fills up during a build: a clear error, nothing left, and once there is room again the same build succeeds."""
+"""A disk that fills up during a build: a clear error, nothing left, and once there is room again the same build succeeds. A
+machine that runs meanwhile gets an I/O error."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.cli import BUILD_TIMEOUT_S, Cli
+from firebuild.host.deadline import Deadline
+from tests.support.cli import BUILD_TIMEOUT_S, INTERRUPT_TIMEOUT_S, Cli
 from tests.support.ledger import Watch, settle, take_snapshot
 from tests.vm.conftest import BASE, SharedState
 
@@ -65,6 +68,22 @@ def test_a_disk_that_fills_up_during_a_build(
     cli.refused("image", "inspect", "tests/big:1")
     assert cli.run("fsck").status == 0
 
-    resize(small_disk, 4096)
+    a_machine_is_told_and_lives_on(cli, small_disk)
+
     cli.ok(*arguments, timeout_s=BUILD_TIMEOUT_S)
     assert cli.run("fsck").status == 0
+
+
+def a_machine_is_told_and_lives_on(cli: Cli, small_disk: Path) -> None:
+    """Where the host has no room the guest's program gets an I/O error; it is not the machine that stops."""
+    fill = f"while [ ! -e /go ]; do sleep 0.2; done; dd if=/dev/urandom of=/big bs=1M count={WANTED_MIB} conv=fsync; sleep 1000"
+    cli.ok("run", "-d", "--name", "full", "--from", "tests/small:1", "--network", "none", "--", "sh", "-c", fill)
+    cli.run("exec", "full", "--", "touch", "/go")
+    deadline = Deadline(BUILD_TIMEOUT_S, "waiting for a full disk")
+    while os.statvfs(small_disk).f_bfree:
+        deadline.check()
+        threading.Event().wait(0.2)  # nothing tells that a disk is full
+    resize(small_disk, 4096)
+    assert cli.ok("exec", "full", "--", "echo", "alive", timeout_s=INTERRUPT_TIMEOUT_S) == "alive\n"
+    cli.ok("kill", "full")
+    cli.ok("rm", "full")

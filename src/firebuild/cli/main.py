@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -148,6 +149,12 @@ def cli(debug: bool) -> None:
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(name)s: %(message)s")
 
 
+# What a host has no more of, or does no more.
+_OF_THE_HOST = (
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO,
+)  # fmt: skip
+
+
 def run_cli(arguments: list[str]) -> int:
     """Run one command line; returns the exit status."""
     try:
@@ -174,7 +181,13 @@ def run_cli(arguments: list[str]) -> int:
         # Whoever read our output has gone; Python must not complain at exit that it cannot flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception:  # noqa: BLE001 - the last line of defence: a fault of ours becomes a report
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a fault of ours becomes a report
+        if isinstance(error, OSError) and error.errno in _OF_THE_HOST:
+            # It may come from anywhere, an import too, and is no fault of ours.
+            from firebuild.host.files import map_os_error
+
+            print_error(map_os_error(error, f"using `{error.filename}`" if error.filename else "this command"))
+            return 1
         import traceback
 
         click.echo(traceback.format_exc(), err=True)

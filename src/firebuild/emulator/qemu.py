@@ -157,6 +157,10 @@ def _smp(count: int, smt: bool) -> str:
     return f"cpus={count},sockets=1,cores={count // threads},threads={threads}"
 
 
+# A host without room is the guest's I/O error, as with Firecracker. QEMU's own default stops the whole machine, silently.
+_TELL_ERRORS = "werror=report,rerror=report"
+
+
 def _drive(drive: DrivePlan) -> list[str]:
     file_node = f"{drive.node}-file0"
     fd_set = drive.index + 1
@@ -169,7 +173,7 @@ def _drive(drive: DrivePlan) -> list[str]:
         "-blockdev", _json(plan_drive_file(drive, fd_set, file_node)),
         "-blockdev", _json(plan_drive_raw(drive, file_node)),
         "-blockdev", _json(top),
-        "-device", f"virtio-blk-device,drive={drive.node},id={drive.node}-device,discard=off,write-zeroes=off",
+        "-device", f"virtio-blk-device,drive={drive.node},id={drive.node}-device,discard=off,write-zeroes=off,{_TELL_ERRORS}",
     ]  # fmt: skip
 
 

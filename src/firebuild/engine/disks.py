@@ -11,6 +11,7 @@ from firebuild.config.settings import split_words
 from firebuild.engine.disk_keys import NO_WISH, MachineWish, root_disk_key
 from firebuild.engine.kernels import get_boot
 from firebuild.engine.layers import load_layer_sizes
+from firebuild.errors import GuestError
 from firebuild.host.files import require_free
 from firebuild.images.archive import open_layer
 from firebuild.machine.build_machine import BuildMachine, BuildMachineSize, open_build_machine
@@ -20,6 +21,7 @@ from firebuild.store.disk_check import check_disk
 if TYPE_CHECKING:
     from firebuild.engine.core import Engine
     from firebuild.images.transfer import Progress
+    from firebuild.names import Digest
     from firebuild.store.disks import Disk
     from firebuild.store.images import Image
 
@@ -97,7 +99,10 @@ def _write_layers(engine: Engine, image: Image, machine: BuildMachine, progress:
     stack: list[str] = []
     for number, (descriptor, diff_id) in enumerate(zip(image.layers, image.config.rootfs.diff_ids, strict=True)):
         path = engine.blobs.path(descriptor.digest)
-        with open_layer(path, descriptor.media_type, expected_diff_id=diff_id) as layer:
+        with (
+            _naming(image, descriptor.digest),
+            open_layer(path, descriptor.media_type, expected_diff_id=diff_id) as layer,
+        ):
             if number == 0:
                 guest.apply_disk(drive, told(layer))
                 continue
@@ -110,6 +115,20 @@ def _write_layers(engine: Engine, image: Image, machine: BuildMachine, progress:
     if stack:
         guest.drop_layer("b0")
         guest.merge_disk(stack[:-1], drive)
+
+
+@contextmanager
+def _naming(image: Image, layer: Digest) -> Iterator[None]:
+    """What the guest refuses of a layer it knows by its entries only; whose they are is known here."""
+    try:
+        yield
+    except GuestError as error:
+        if error.guest_code is not None:
+            name = image.reference or image.manifest_digest
+            error.message = f"the image `{name}` cannot be unpacked: its layer {layer}: {error.message}"
+            if error.guest_code == "no-space":
+                error.hint = "its disk is too small for it: give FIREBUILD_ROOT_DISK or FIREBUILD_BUILD_DISK more"
+        raise
 
 
 def export_tree(

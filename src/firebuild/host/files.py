@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,26 +33,66 @@ def open_atomic(path: Path, *, mode: int = 0o600, durable: bool = True) -> Itera
     `durable` a power cut may lose or empty it: for what can be made again at any time.
 
     Written beside `path`, fsynced, renamed over it, and the folder fsynced. An error of fsync is an error of the
-    operation and is never retried: Linux drops the dirty pages. Raises DiskFullError, HostError.
+    operation and is never retried: Linux drops the dirty pages. What killed writers left there is removed first. Raises
+    DiskFullError, HostError.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    sweep_beside(path)
+    temporary = path
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        temporary, descriptor = _claim_beside(path, mode)
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fchmod(file.fileno(), mode)
             if durable:
                 os.fsync(file.fileno())
-        os.rename(temporary, path)
+            os.rename(temporary, path)  # while it is open, and so locked
         if durable:
             sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary, path)
         raise map_os_error(error, f"writing `{path}`") from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary, path)
         raise
+
+
+def _claim_beside(path: Path, mode: int) -> tuple[Path, int]:
+    """A new file for what is to become `path`, with our flock on it: it is unlocked when we are dead."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink == 1:
+                return temporary, descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # a sweep was faster than our lock
+
+
+def sweep_beside(path: Path) -> None:
+    """Remove what writers of `path` that were killed left beside it. What cannot be removed now is left to the next sweep."""
+    shape = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{12}\.tmp")
+    try:
+        names = [name for name in os.listdir(path.parent) if shape.fullmatch(name)]
+    except OSError:
+        return  # who writes there is told
+    for name in names:
+        with suppress(OSError):
+            descriptor = os.open(path.with_name(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
+                os.unlink(path.with_name(name))
+            finally:
+                os.close(descriptor)
+
+
+def _discard(temporary: Path, path: Path) -> None:
+    if temporary != path:
+        with suppress(OSError):  # the next writer sweeps it; what happened before is what is to be told
+            temporary.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:

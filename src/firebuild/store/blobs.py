@@ -27,7 +27,7 @@ import msgspec
 from firebuild.errors import StoreError, damaged_blob
 from firebuild.host import log
 from firebuild.host.deadline import Deadline
-from firebuild.host.files import map_os_error, sync_folder, write_atomic
+from firebuild.host.files import map_os_error, sweep_beside, sync_folder, write_atomic
 from firebuild.host.locks import hold_lock
 from firebuild.names import Digest
 from firebuild.store.staging import open_stage, sweep_unlocked
@@ -317,7 +317,8 @@ class BlobStore:
         return target
 
     def sweep(self) -> list[Path]:
-        """Remove from `ingest/` what no living process holds; returns what was removed."""
+        """Remove from `ingest/` what no living process holds; returns what was removed. Half-written indexes go too."""
+        sweep_beside(self.index)
         return sweep_unlocked(self._ingest)
 
 

@@ -13,7 +13,15 @@ import pytest
 from firebuild.build.build import build_image
 from firebuild.build.output import OUTPUT_CAP
 from firebuild.build.services import BuildRequest
-from firebuild.errors import BuildError, ContextError, DockerfileError, GuestError, NotFoundError, StepFailedError
+from firebuild.errors import (
+    BuildError,
+    ContextError,
+    DockerfileError,
+    GuestError,
+    NotFoundError,
+    StepFailedError,
+    StoreError,
+)
 from firebuild.events.model import StepCanceled, StepFailed, StepOutput, WarningRaised
 from firebuild.guest.build import RunSpec
 from firebuild.names import parse_reference
@@ -167,6 +175,18 @@ def test_a_layer_that_is_gone_is_made_again(redis: Workshop) -> None:
     assert recorder.reason("RUN") == "rebuilt: its layer is no longer in the store"
     # The step made the same bytes again, so what is above it is still good.
     assert second.cached == 2 and second.image.layers == first.image.layers
+
+
+def test_a_cached_layer_that_was_changed_is_not_used(redis: Workshop) -> None:
+    """Its size as before, and a step of the cache points to it: no machine builds on it."""
+    first, _ = redis.build(REDIS)
+    blob = redis.blobs.path(first.image.layers[1].digest)
+    content = bytearray(blob.read_bytes())
+    content[len(content) // 2] ^= 1
+    blob.chmod(0o600)
+    blob.write_bytes(content)
+    with pytest.raises(StoreError, match=f"{first.image.layers[1].digest} is damaged"):
+        redis.build(REDIS + "RUN look\n")
 
 
 def test_touching_a_file_changes_nothing(redis: Workshop) -> None:

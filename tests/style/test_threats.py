@@ -1,0 +1,48 @@
+"""The page of threats tells the truth about its tests: each row names some, and each of those exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "design" / "threats.md"
+ROW = re.compile(r"^\| (?P<id>[A-Z]\d+) \|(?P<cells>.*)\|$", re.MULTILINE)
+TEST = re.compile(r"`(?P<path>(?:tests|crates)/[\w./-]+\.(?:py|rs))::(?P<name>\w+)`")
+# How many rows each part has: one that is lost is seen.
+PARTS = {"I": 12, "B": 9, "S": 8}
+
+
+@cache
+def find_tests(path: str) -> frozenset[str]:
+    """The names of a file's tests."""
+    text = (ROOT / path).read_text()
+    if path.endswith(".rs"):
+        return frozenset(re.findall(r"#\[test\]\s+fn (\w+)\(", text))
+    functions = (node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef))
+    return frozenset(node.name for node in functions if node.name.startswith("test_"))
+
+
+def test_every_row_names_tests_that_exist() -> None:
+    rows = list(ROW.finditer(PAGE.read_text()))
+    missing = []
+    for row in rows:
+        cells = row["cells"].split(" | ")
+        assert len(cells) == 3, f"{row['id']} has {len(cells)} cells besides its id"
+        named = TEST.findall(cells[2])
+        assert named and len(named) == cells[2].count("::"), f"{row['id']} names no test, or names one in another form"
+        missing += [
+            f"{row['id']}: {path}::{name}"
+            for path, name in named
+            if not (ROOT / path).is_file() or name not in find_tests(path)
+        ]
+    assert not missing, "no such tests:\n" + "\n".join(missing)
+
+
+def test_no_row_is_lost_and_none_is_there_twice() -> None:
+    ids = [row["id"] for row in ROW.finditer(PAGE.read_text())]
+    assert len(ids) == len(set(ids))
+    for part, count in PARTS.items():
+        assert [name for name in ids if name[0] == part] == [f"{part}{number}" for number in range(1, count + 1)]
