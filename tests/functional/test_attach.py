@@ -45,6 +45,7 @@ def test_refusals(fake: Fake) -> None:
     assert "not a TTY" in fake.cli.refused("run", "-it", "--network", "none", IMAGE).stderr
     assert "`ctrl-1` is not a key" in fake.cli.refused("run", "-i", "--detach-keys", "ctrl-1", IMAGE).stderr
     assert "neither terminal nor input" in fake.cli.refused("run", "-d", "-t", "--init", "system", IMAGE).stderr
+    assert "does not go" in fake.cli.refused("run", "-d", "--read-only", "--init", "system", IMAGE).stderr
     assert "there is no machine" in fake.cli.refused("attach", "nobody").stderr
     assert fake.run("-d", "--name", "old").status == 0
     assert "nobody can attach to old" in fake.cli.refused("attach", "old").stderr

@@ -125,3 +125,14 @@ def test_signals_are_passed_on_and_open_input_stays_open(cli: Cli) -> None:
         assert first.stdout.read().endswith("interrupted\n")
     assert first.returncode == 9
     assert cli.ok("wait", "open1") == "9\n"
+
+
+def test_a_read_only_root(cli: Cli) -> None:
+    script = "touch /x; touch /tmp/x; pwd; touch /data/kept && touch /dev/shm/x && echo written; exec sleep 0"
+    result = cli.run(
+        *RUN, "-t", "--rm", "--name", "ro1", "--read-only", "-w", "/made/for/it", "-v", "ro1data:/data", BASE, "sh", "-c", script
+    )  # fmt: skip
+    lines = result.stdout.replace("\r", "").splitlines()
+    assert result.status == 0 and lines[2:] == ["/made/for/it", "written"], result.describe()
+    assert all("Read-only file system" in line for line in lines[:2])
+    cli.ok("volume", "rm", "ro1data")

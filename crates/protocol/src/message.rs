@@ -158,6 +158,9 @@ pub struct Root {
     pub lower: String,
     #[serde(default)]
     pub upper: Option<String>,
+    /// Whether it is made read-only before the entrypoint is started.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]

@@ -10,7 +10,8 @@ use crate::teardown::{power_off, reboot, Ending, HOST_GRACE};
 use crate::transport::Transport;
 use crate::util::{start_thread, Context, Deadline};
 use crate::{
-    config, control, entrypoint, etc, files, handover, log, metadata, modules, mounts, network, root, sys, volumes,
+    config, control, entrypoint, etc, files, handover, launch, log, metadata, modules, mounts, network, root, sys,
+    volumes,
 };
 use firebuild_protocol::message::{BootDocument, BootKind, InitMode, PushEvent};
 use firebuild_protocol::{ProcessExit, ProcessHost, TaskError};
@@ -165,6 +166,11 @@ fn configure(guest: &Arc<Guest>, booted: &mut Booted) -> Result<(), TaskError> {
     }
     for failure in make_volumes(&document.volumes) {
         log::error(&failure);
+    }
+    if document.root.as_ref().is_some_and(|root| root.read_only) {
+        step(guest, "read-only-root");
+        launch::make_workdir(&profile)?;
+        root::make_root_readonly()?;
     }
     if document.init == InitMode::System {
         step(guest, "hand-over");

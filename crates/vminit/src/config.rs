@@ -12,6 +12,9 @@ pub fn check(document: &BootDocument) -> Result<(), TaskError> {
     if document.init == InitMode::System && (document.tty || document.stdin || document.await_attach) {
         return bad("the entrypoint of an init has neither terminal nor input".to_owned());
     }
+    if document.init == InitMode::System && document.root.as_ref().is_some_and(|root| root.read_only) {
+        return bad("an init needs a root that it can write to".to_owned());
+    }
     if !(1..=64).contains(&document.stop_signal) {
         return bad(format!("stop_signal {} is no signal", document.stop_signal));
     }
@@ -124,6 +127,7 @@ mod tests {
         for (text, word) in [
             (r#""kind":"build","init":"system""#, "no init"),
             (r#""kind":"run","init":"system","tty":true"#, "neither terminal"),
+            (r#""kind":"run","init":"system","root":{"mode":"copy","lower":"vda","read_only":true}"#, "write to"),
             (r#""kind":"run","init":"direct","root":null"#, "needs a root"),
             (r#""kind":"build","init":"direct","root":{"mode":"copy","lower":"vda"}"#, "no root"),
             (r#""kind":"run","init":"direct","root":{"mode":"overlay","lower":"vda"}"#, "upper"),

@@ -63,6 +63,11 @@ fn find_identity(profile: &Profile, user: &str) -> Result<Identity, TaskError> {
     resolve(user, &passwd, &group).map_err(|message| TaskError::new(ErrorCode::NoSuchUser, message))
 }
 
+/// Make the entrypoint's directory where it is missing, while that can be done.
+pub fn make_workdir(profile: &Profile) -> Result<(), TaskError> {
+    find_workdir(profile, &Launch { make_workdir: true, ..Launch::default() }).map(|_| ())
+}
+
 fn find_workdir(profile: &Profile, launch: &Launch<'_>) -> Result<String, TaskError> {
     let own = profile.entrypoint.workdir.as_deref().unwrap_or_default();
     let asked = if launch.workdir.is_empty() { own } else { launch.workdir };

@@ -73,6 +73,7 @@ class RunRequest(msgspec.Struct, frozen=True):
     memory_mib: int = DEFAULT_MEMORY_MIB
     disk_size_bytes: int = DEFAULT_UPPER_BYTES
     root_mode: str = "overlay"
+    read_only: bool = False
     init: str = "auto"
     networks: Sequence[NetworkJoin] = (NetworkJoin(DEFAULT_NETWORK),)
     ports: Sequence[PortMapping] = ()
@@ -127,6 +128,11 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
             engine, request.image, policy=request.pull, access=request.access, progress=progress, report=report
         )
     image = found or engine.keep_image(lambda: engine.images.get_named(request.image))
+    if request.read_only and plan_init(image, request) == "system":
+        raise UsageError(
+            f"{request.image} starts with its own init, which needs a root that it can write to: --read-only does not go",
+            hint="add `--init direct`, or leave out --read-only",
+        )
     if (request.tty or request.stdin) and plan_init(image, request) == "system":
         raise UsageError(
             f"{request.image} starts with its own init, whose services have neither terminal nor input: -i and -t do not go",
@@ -156,7 +162,7 @@ def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None,
         network=request.networks[0].network if request.networks else None,
         image=_name_of(image), image_digest=image.manifest_digest,
         kernel_args=request.kernel_args or DEFAULT_KERNEL_ARGS, disk_size_bytes=request.disk_size_bytes,
-        root_mode=request.root_mode, init=plan_init(image, request), drives=drives, ports=list(request.ports),
+        root_mode=request.root_mode, read_only=request.read_only, init=plan_init(image, request), drives=drives, ports=list(request.ports),
         address=next((address for join in request.networks for address in join.addresses), None), joins=list(request.networks),
         allow=split_words(engine.settings.machine_allow),
         env=dict(request.env), users=plan_users(image, request), entrypoint=plan_entrypoint(image, request),

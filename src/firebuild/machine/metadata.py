@@ -158,7 +158,12 @@ def plan_boot_document(
     }
     if spec.kind != "build":
         upper = "vdb" if spec.root_mode == "overlay" else None
-        document["root"] = {"mode": spec.root_mode, "lower": "vda", "upper": upper}
+        document["root"] = {
+            "mode": spec.root_mode,
+            "lower": "vda",
+            "upper": upper,
+            "read_only": spec.read_only and spec.kind == "run",
+        }
         if not mmds:
             document["metadata"] = plan_metadata(spec, attachments)
     return document

@@ -163,6 +163,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     `init`: direct (vminit is PID 1) or system (the image's own init is).
     `disk_size_bytes`: of the upper disk. `network`: a network's name, or None for none; `address`: its first static address.
     `joins`: all networks, that one first. `allow`: what it may reach beside what they allow. `env`: of the run; wins over the image's.
+    `read_only`: nobody in the guest can write to its root.
     `volumes`: folders that the image calls so. `users`: SSH public keys by user name.
     `tty`: the entrypoint has a terminal. `stdin`: its input is open to those who attach; `stdin_once`: the end of theirs is
     its end. `auto_remove`: removed with everything once it has ended.
@@ -185,6 +186,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     kernel_args: str = DEFAULT_KERNEL_ARGS
     disk_size_bytes: int = 0
     root_mode: str = "overlay"
+    read_only: bool = False
     init: str = "direct"
     drives: list[DriveSpec] = []
     ports: list[PortMapping] = []

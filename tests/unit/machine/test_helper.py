@@ -28,7 +28,7 @@ def test_a_helper_has_the_disks_and_does_nothing() -> None:
     )
     assert helper.id != spec.id and helper.name != spec.name
     document = plan_boot_document(helper, [])
-    assert document["root"] == {"mode": "overlay", "lower": "vda", "upper": "vdb"}
+    assert document["root"] == {"mode": "overlay", "lower": "vda", "upper": "vdb", "read_only": False}
     assert [(mount["drive"], mount["target"]) for mount in document["mounts"]] == [("vdc", "/data")]
     told = (document["kind"], document["init"], document["start_entrypoint"], document["tty"], document["stdin"])
     assert told == ("run", "direct", False, False, False)

@@ -67,7 +67,7 @@ def test_with_mmds_the_boot_document_holds_no_metadata(attachment: Attachment) -
     document = plan_boot_document(SPEC, [attachment])
     assert document["metadata"] is None
     assert document["mmds"] == {"address": "169.254.169.254", "interface": "eth0"}
-    assert document["root"] == {"mode": "overlay", "lower": "vda", "upper": "vdb"}
+    assert document["root"] == {"mode": "overlay", "lower": "vda", "upper": "vdb", "read_only": False}
     assert document["interfaces"][0]["gateway6"] == "fd00::1"
 
 

@@ -110,6 +110,7 @@ from firebuild.names import parse_port_mappings, parse_size
 @click.option(
     "--root-mode", default="overlay", show_default=True, help="overlay, or copy: a private copy of the root disk."
 )
+@click.option("--read-only", is_flag=True, help="Nothing in the guest can write to its root; volumes stay as they are.")
 @click.option(
     "--init",
     is_flag=False,
@@ -171,6 +172,7 @@ def run(**options: Any) -> int:
         memory_mib=parse_size(options["memory"], default_unit="m") >> 20,
         disk_size_bytes=parse_size(options["disk_size"], default_unit="m"),
         root_mode=options["root_mode"],
+        read_only=options["read_only"],
         init=options["init"],
         networks=_plan_joins(options),
         ports=[mapping for text in options["ports"] for mapping in parse_port_mappings(text)],
