@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.support.web import read_body
+
 INDEX = "application/vnd.oci.image.index.v1+json"
 
 
@@ -86,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        self.read_body()
+        read_body(self)
         upload = str(len(self.server.uploads))
         self.server.uploads[upload] = b""
         self.send(202, b"", Location=f"{urlsplit(self.path).path.rstrip('/')}/{upload}")
@@ -96,12 +98,12 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.server.held.is_set():
             self.server.waiting.set()
             self.server.held.wait()
-        self.server.uploads[upload] += self.read_body()
+        self.server.uploads[upload] += read_body(self)
         self.send(202, b"", Location=self.path, Range=f"0-{len(self.server.uploads[upload]) - 1}")
 
     def do_PUT(self) -> None:
         url = urlsplit(self.path)
-        data = self.read_body()
+        data = read_body(self)
         if match := re.fullmatch(r"/v2/(.+)/blobs/uploads/(\d+)", url.path):
             data = self.server.uploads.pop(match[2]) + data
             fits = parse_qs(url.query)["digest"] == [digest_of(data)]
@@ -116,16 +118,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.send(201, b"", Docker_Content_Digest=digest_of(data), **more)
         else:
             self.send(404, b"{}")
-
-    def read_body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        parts = []
-        while size := int(self.rfile.readline(), 16):
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(parts)
 
     def send(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)

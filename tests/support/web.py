@@ -188,7 +188,7 @@ def git_backend(root: Path, login: str | None = None) -> Answer:
             handler.send(401, b"", WWW_Authenticate='Basic realm="x"')
             return
         path, _, query = handler.path.partition("?")
-        body = _read_body(handler)
+        body = read_body(handler)
         result = subprocess.run(
             ["git", "http-backend"], input=body, capture_output=True, check=False, timeout=60,
             env={
@@ -207,7 +207,8 @@ def git_backend(root: Path, login: str | None = None) -> Answer:
     return answer
 
 
-def _read_body(handler: Handler) -> bytes:
+def read_body(handler: BaseHTTPRequestHandler) -> bytes:
+    """A request's body, whichever way its length is told."""
     if handler.headers.get("Transfer-Encoding") == "chunked":
         parts = []
         while size := int(handler.rfile.readline(), 16):

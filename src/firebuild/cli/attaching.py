@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import msgspec
 from firebuild.cli import terminal
 from firebuild.cli.detach_keys import DetachKeys
 from firebuild.cli.output import write_output
-from firebuild.errors import DeadlineError, GuestError
+from firebuild.errors import GuestError
 from firebuild.guest.attach import AttachSession, open_attach
 from firebuild.guest.control import request_signal
 from firebuild.host.deadline import Deadline
@@ -91,18 +90,10 @@ def _redraw(session: AttachSession, size: tuple[int, int]) -> None:
         session.resize(*size)
 
 
-@contextlib.contextmanager
-def pass_signals(vsock: Path, numbers: tuple[signal.Signals, ...] = PLAIN_SIGNALS) -> Iterator[None]:
+def pass_signals(
+    vsock: Path, numbers: tuple[signal.Signals, ...] = PLAIN_SIGNALS
+) -> contextlib.AbstractContextManager[None]:
     """Send the entrypoint the signals that this process gets."""
-
-    def pass_on(number: int, frame: object) -> None:
-        # The machine may be ending this moment: its exit status is on the way.
-        with contextlib.suppress(GuestError, DeadlineError):
-            request_signal(vsock, number, Deadline(_SIGNAL_S, "passing a signal on"))
-
-    before = {number: signal.signal(number, pass_on) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return terminal.pass_signals(
+        numbers, lambda number: request_signal(vsock, number, Deadline(_SIGNAL_S, "passing a signal on"))
+    )

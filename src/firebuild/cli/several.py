@@ -1,4 +1,4 @@
-"""One verb for several machines: each by itself, its name printed when it is done, its error when it is not."""
+"""One verb for several objects: each by itself, what came of it printed when it is done, its error when it is not."""
 
 from __future__ import annotations
 
@@ -25,13 +25,22 @@ def note_synced(results: Iterable[Synced]) -> None:
 
 
 def each_machine(names: Iterable[str], act: Callable[[Engine, str], object]) -> int:
-    """Do this with each machine, whatever happens to the others; returns the exit status."""
+    """Do this with each machine, whatever happens to the others, and print its name; returns the exit status."""
+
+    def act_on(engine: Engine, name: str) -> str:
+        act(engine, name)
+        return name
+
+    return each_object(names, act_on)
+
+
+def each_object(names: Iterable[str], act: Callable[[Engine, str], str]) -> int:
+    """Do this with each object, whatever happens to the others, and print what it answers; returns the exit status."""
     status = 0
     with Engine() as engine:
         for name in names:
             try:
-                act(engine, name)
-                click.echo(name)
+                click.echo(act(engine, name))
             except FirebuildError as error:
                 print_error(error)
                 status = 1

@@ -9,15 +9,15 @@ import sys
 import termios
 import threading
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Protocol
 
-from firebuild.errors import GuestError, UsageError
-from firebuild.guest.exec import ExecSession
+from firebuild.errors import DeadlineError, GuestError, UsageError
 
 _CHUNK = 65536
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Session(Protocol):
@@ -126,17 +126,15 @@ def forward_input(
 
 
 @contextmanager
-def forward_signals(session: ExecSession) -> Iterator[None]:
-    """Send the guest's program the SIGINT, SIGTERM, SIGHUP and SIGQUIT that this process gets."""
+def pass_signals(numbers: Iterable[signal.Signals], send: Callable[[int], object]) -> Iterator[None]:
+    """Hand the guest's program those signals that this process gets. `send` may raise GuestError or DeadlineError: the program
+    may be ending this moment, and its exit status is on the way."""
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        try:
-            session.send_signal(number)
-        except GuestError:
-            return
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        with suppress(GuestError, DeadlineError):
+            send(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-    before = {number: signal.signal(number, forward) for number in numbers}
+    before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         yield
     finally:

@@ -63,7 +63,7 @@ def exec_(
                 stack.enter_context(terminal.raw_terminal())
                 stack.enter_context(terminal.follow_resizes(session))
             else:
-                stack.enter_context(terminal.forward_signals(session))
+                stack.enter_context(terminal.pass_signals(terminal.ENDING_SIGNALS, session.send_signal))
             if interactive:
                 stack.enter_context(terminal.forward_input(session))
             return session.wait(write_output)

@@ -10,8 +10,8 @@ import msgspec
 from firebuild.cli.filters import parse_filters
 from firebuild.cli.options import format_option
 from firebuild.cli.output import print_error, print_rows
+from firebuild.cli.several import each_object
 from firebuild.engine.core import Engine
-from firebuild.errors import FirebuildError
 
 _FILTER_KEYS = ("name", "label", "origin")
 
@@ -100,17 +100,10 @@ def inspect(names: tuple[str, ...]) -> int:
     """Show everything about networks, as one JSON document each."""
     from firebuild.engine.networks import describe_network
 
-    status = 0
-    with Engine() as engine:
-        for name in names:
-            try:
-                document = describe_network(engine, name)
-            except FirebuildError as error:
-                print_error(error)
-                status = 1
-                continue
-            click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
-    return status
+    def show(engine: Engine, name: str) -> str:
+        return msgspec.json.format(msgspec.json.encode(describe_network(engine, name)), indent=2).decode()
+
+    return each_object(names, show)
 
 
 @network.command()
@@ -119,16 +112,11 @@ def rm(names: tuple[str, ...]) -> int:
     """Remove networks that `network create` made and that no machine is in at the moment."""
     from firebuild.engine.networks import remove
 
-    status = 0
-    with Engine() as engine:
-        for name in names:
-            try:
-                remove(engine, name)
-                click.echo(name)
-            except FirebuildError as error:
-                print_error(error)
-                status = 1
-    return status
+    def remove_one(engine: Engine, name: str) -> str:
+        remove(engine, name)
+        return name
+
+    return each_object(names, remove_one)
 
 
 @network.command()

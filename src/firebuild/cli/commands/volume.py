@@ -12,9 +12,10 @@ import msgspec
 from firebuild.cli.filters import parse_age, parse_filters
 from firebuild.cli.options import format_option
 from firebuild.cli.output import format_size, format_time, print_error, print_rows
+from firebuild.cli.several import each_object
 from firebuild.engine import volumes
 from firebuild.engine.core import Engine
-from firebuild.errors import FirebuildError, UsageError
+from firebuild.errors import UsageError
 from firebuild.names import parse_size
 from firebuild.store.volumes import DEFAULT_BYTES, Volume
 
@@ -91,7 +92,7 @@ def inspect(names: tuple[str, ...]) -> int:
         document["Disk"] = str(volumes.open_store(engine).disk(name))
         return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
 
-    return _each(names, show)
+    return each_object(names, show)
 
 
 @volume.command()
@@ -104,7 +105,7 @@ def rm(names: tuple[str, ...], force: bool) -> int:
         volumes.remove(engine, name, force=force)
         return name
 
-    return _each(names, remove)
+    return each_object(names, remove)
 
 
 @volume.command()
@@ -142,18 +143,6 @@ def _make_filter(wanted: dict[str, list[str]]) -> Callable[[Volume], bool]:
         )
 
     return chosen
-
-
-def _each(names: tuple[str, ...], work: Callable[[Engine, str], str]) -> int:
-    status = 0
-    with Engine() as engine:
-        for name in names:
-            try:
-                click.echo(work(engine, name))
-            except FirebuildError as error:
-                print_error(error)
-                status = 1
-    return status
 
 
 def _describe(view: volumes.VolumeView) -> dict[str, Any]:
