@@ -14,6 +14,7 @@ from firebuild.guest.stream import GuestStream, open_stream
 from firebuild.host.deadline import Deadline
 
 Output = Callable[[str, bytes], None]
+_START_S = 120.0
 
 
 class ExecSpec(msgspec.Struct, frozen=True):
@@ -107,7 +108,9 @@ def open_exec(vsock: Path, spec: ExecSpec, deadline: Deadline | None = None) -> 
         # Machines that were started by an earlier firebuild do not know it.
         del request["detach"]
     with open_stream(vsock, request, deadline) as stream:
-        pid = stream.expect(FrameType.REPLY, deadline).json().get("pid")
+        # Without a deadline the program may run for ever; but that it was started is told soon, or the guest is at fault.
+        started = deadline or Deadline(_START_S, "starting a program in the guest")
+        pid = stream.expect(FrameType.REPLY, started).json().get("pid")
         if not isinstance(pid, int):
             raise GuestError("the guest did not say which process it started", guest_code="protocol")
         yield ExecSession(stream, pid)

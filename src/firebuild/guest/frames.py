@@ -80,6 +80,9 @@ def parse_json(payload: bytes) -> dict[str, Any]:
         raise violation(f"JSON nested {deepest} deep")
     try:
         value = json.loads(payload.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        if b"\\ud" in payload.lower():
+            # Half of a surrogate pair is no text: it could be neither printed nor stored.
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise violation(f"a payload that is not JSON ({error})") from error
     if not isinstance(value, dict):

@@ -137,7 +137,7 @@ def open_stream(vsock: Path, request: dict[str, Any], deadline: Deadline | None 
         try:
             connection.connect(os.fspath(vsock))
             connection.sendall(b"CONNECT %d\n" % CONTROL_PORT)
-            _expect_ok(connection)
+            _expect_ok(connection, Deadline(timeout_s, "the guest's answer"))
         except TimeoutError:
             raise DeadlineError(f"the guest behind `{vsock}` did not answer within {timeout_s:g} s") from None
         except OSError as error:
@@ -148,9 +148,11 @@ def open_stream(vsock: Path, request: dict[str, Any], deadline: Deadline | None 
         yield stream
 
 
-def _expect_ok(connection: socket.socket) -> None:
+def _expect_ok(connection: socket.socket, deadline: Deadline) -> None:
     answer = b""
     while not answer.endswith(b"\n"):
+        # However slowly it comes, all of it has that time.
+        connection.settimeout(max(deadline.remaining_s(), 0.001))
         # One byte at a time: what follows the newline belongs to the stream.
         byte = connection.recv(1)
         if not byte:

@@ -11,7 +11,7 @@ from firebuild.host.files import remove_tree
 from firebuild.machine.services import MachineServices, try_hold_machine
 from firebuild.machine.state import ENDED, MachineRecord, State
 from firebuild.names import MachineId
-from firebuild.network.records import list_records
+from firebuild.network.records import list_halves, list_records
 
 _CLEANUP_S = 120.0
 
@@ -73,8 +73,9 @@ def _sweep(services: MachineServices) -> list[str]:
     """Folders and attachments without a record: their command died between two removals, or its database is gone."""
     swept = _repair_names(services.networks.names_dir)
     known = {str(record.spec.id) for record in services.records.list_all(kind=None)}
-    for machine_id in list_records(services.networks):
-        if machine_id not in known:
+    keys = (*list_records(services.networks), *list_halves(services.networks))
+    for machine_id in sorted({key.partition(".")[0] for key in keys}):
+        if machine_id not in known and _abandoned(services, machine_id):
             from firebuild.network.attach import detach_network
 
             detach_network(

@@ -112,6 +112,7 @@ def detach_network(settings: NetworkSettings, machine_id: MachineId, *, deadline
             failures.append(error)
     if failures:
         raise _combine(failures)
+    records.delete_halves(settings, machine_id)
 
 
 def find_attachments(settings: NetworkSettings, machine_id: MachineId) -> list[Attachment]:
@@ -121,9 +122,11 @@ def find_attachments(settings: NetworkSettings, machine_id: MachineId) -> list[A
 
 
 def list_attachments(settings: NetworkSettings, network: str | None = None) -> list[str]:
-    """The ids of all machines that have a record, whole or not, sorted; or of those that have one in that network."""
+    """The ids of all machines that have a record, whole, half-made or half-written, sorted; or of those that have one in that network."""
     keys = records.list_records(settings)
-    if network is not None:
+    if network is None:
+        keys += records.list_halves(settings)
+    else:
         found = [records.find_record(settings, key) for key in keys]
         keys = [record.key for record in found if record is not None and record.network == network]
     return sorted({key.partition(".")[0] for key in keys})

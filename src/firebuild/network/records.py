@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +177,29 @@ def list_records(settings: NetworkSettings, machine_id: str | None = None) -> li
     if machine_id is not None:
         keys = [key for key in keys if key.partition(".")[0] == machine_id]
     return sorted(keys, key=_order)
+
+
+def list_halves(settings: NetworkSettings) -> list[str]:
+    """The keys of files that were being written when their command was killed, or are being written now."""
+    return sorted({key for path in _halves(settings, "*") if (key := _key_of_half(path))})
+
+
+def delete_halves(settings: NetworkSettings, machine_id: str) -> None:
+    """Remove what killed commands left half-written for a machine, at which nobody is at work. Raises HostError."""
+    for path in _halves(settings, f"*{machine_id}*"):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise map_os_error(error, f"removing `{path}`") from error
+
+
+def _halves(settings: NetworkSettings, pattern: str) -> list[Path]:
+    return list(_folder(settings).glob(f"{pattern}.tmp"))
+
+
+def _key_of_half(path: Path) -> str:
+    # `.KEY.json.RANDOM.tmp` of open_atomic, or `KEY.progress.tmp`.
+    return re.split(r"\.json\.|\.progress\.", path.name.removeprefix("."))[0]
 
 
 def _order(key: str) -> tuple[str, int]:
