@@ -128,10 +128,10 @@ def test_the_same_machine_in_two_profiles(firebuild_cli: Cli, tmp_path: Path) ->
     fakes["one"].cli.ok("kill", "same")
     assert fakes["two"].state("same") == "running"
     port = find_free_port()
-    published = ("--network", "machines", "-p", f"127.0.0.1:{port}:80")
-    first = fakes["one"].run("-d", "--name", "web", *published, script=Script())
+    published = ("-p", f"127.0.0.1:{port}:80")
+    first = fakes["one"].run("-d", "--name", "web", *published, script=Script(), network="machines")
     assert first.status == 0, first.describe()
-    second = fakes["two"].run("-d", "--name", "web", *published, script=Script())
+    second = fakes["two"].run("-d", "--name", "web", *published, script=Script(), network="machines")
     assert second.status == 125 and f"the host port 127.0.0.1:{port}/tcp is already published by" in second.stderr
     for each in fakes.values():
         for name in each.cli.ok("ls", "-q").split():

@@ -37,8 +37,8 @@ class Fake:
         binary = write_fake_vmm(self.folder / "fake-vmm", script)
         return {"FIREBUILD_BINARY_FIRECRACKER": str(binary)}
 
-    def run(self, *arguments: str, script: Script | None = None) -> Result:
-        command = ("run", "--from", IMAGE, "--network", "none", *arguments)
+    def run(self, *arguments: str, script: Script | None = None, network: str = "none") -> Result:
+        command = ("run", "--from", IMAGE, "--network", network, *arguments)
         return self.cli.run(*command, environment=self.environment(script or Script()))
 
     def state(self, name: str) -> str:

@@ -121,6 +121,7 @@ def test_a_machine_is_a_whole_system(cli: Cli, baseos: str, identity: Path) -> N
     cli.ok("stop", "base1")
     assert cli.json("inspect", "base1")["State"] | {"CreatedAtUTC": 0, "ReadyAtUTC": 0, "EndedAtUTC": 0} == {
         "Status": "stopped", "ExitCode": 0, "Reason": "exit", "CreatedAtUTC": 0, "ReadyAtUTC": 0, "EndedAtUTC": 0,
+        "Health": None,
     }  # fmt: skip
 
 

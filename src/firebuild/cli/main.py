@@ -13,7 +13,6 @@ import click
 
 from firebuild import __version__
 from firebuild.cli.entry import INTERRUPTED_STATUS
-from firebuild.cli.entry import main as main
 from firebuild.cli.equip import equip
 from firebuild.cli.output import print_error
 from firebuild.errors import FirebuildError
