@@ -13,6 +13,7 @@ from firebuild.errors import GuestError, MachineError
 from firebuild.guest.build import BuildGuest
 from firebuild.guest.control import request_poweroff
 from firebuild.host.deadline import Deadline
+from firebuild.host.interrupts import hold_interrupts
 from firebuild.layout import MachineLayout
 from firebuild.machine.console import find_crash
 from firebuild.machine.evidence import collect_evidence
@@ -118,11 +119,12 @@ def tied_running(services: MachineServices, spec: MachineSpec) -> Iterator[None]
         if isinstance(error, GuestError) and error.guest_code == "lost":
             # Read before the machine's folder goes.
             _explain_loss(error, services.layout.machine(spec.id))
-        with hold_machine(services, spec.id):
+        with hold_interrupts(), hold_machine(services, spec.id):
             end_processes(services, spec.id)
         raise
     finally:
-        finish_machine(services, spec.id)
+        with hold_interrupts():
+            finish_machine(services, spec.id)
 
 
 def _explain_loss(error: GuestError, paths: MachineLayout) -> None:

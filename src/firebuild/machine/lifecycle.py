@@ -10,8 +10,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from firebuild.host.identity import (
     send_signal,
     wait_gone,
 )
+from firebuild.host.interrupts import hold_interrupts
 from firebuild.host.watch import wait_for_path
 from firebuild.layout import MachineLayout
 from firebuild.machine.claims import claim_disks
@@ -96,7 +97,7 @@ def start_machine(
         return _start_recorded(services, spec, boot, prepare, owner, await_attach)
     except BaseException:
         # An interrupt can hit anywhere, also before the lock was held: whatever is recorded is undone.
-        with _uninterrupted():
+        with hold_interrupts():
             if services.records.find(spec.id) is not None:
                 with hold_machine(services, spec.id) as paths:
                     undo_start(services, spec.id, paths)
@@ -126,7 +127,7 @@ def _start_recorded(
         except BaseException as error:
             evidence = collect_evidence(paths) if wants_evidence(error) else None
             # A second Ctrl-C must not stop the undoing half-way.
-            with _uninterrupted():
+            with hold_interrupts():
                 undo_start(services, spec.id, paths)
             if evidence and isinstance(error, FirebuildError):
                 error.details = f"{error.details}\n{evidence}" if error.details else evidence
@@ -158,7 +159,7 @@ def start_again(
             return started
         except BaseException as error:
             evidence = collect_evidence(paths) if wants_evidence(error) else None
-            with _uninterrupted():
+            with hold_interrupts():
                 settle_start(services, services.records.get(machine_id), paths, reason=f"not started: {error}"[:500])
             if evidence and isinstance(error, FirebuildError):
                 error.details = f"{error.details}\n{evidence}" if error.details else evidence
@@ -329,20 +330,6 @@ def _await_ready(spec: MachineSpec, link: SupervisorLink, deadline: Deadline) ->
             )
         elif name == "vmm-exit":
             raise MachineError(f"the VMM of {spec.name} ended while its guest was starting (last step: {step})")
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    import threading
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def undo_start(services: MachineServices, machine_id: MachineId, paths: MachineLayout) -> None:
