@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.support.web import read_body
+from tests.support.web import read_body, send_answer
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 
@@ -120,13 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send(404, b"{}")
 
     def send(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        send_answer(self, status, body, headers)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: tests read `asked` and `manifests`."""

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,12 +37,7 @@ class Handler(BaseHTTPRequestHandler):
     do_POST = do_GET
 
     def send(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        send_answer(self, status, body, headers)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: tests read `seen`."""
@@ -217,6 +212,17 @@ def read_body(handler: BaseHTTPRequestHandler) -> bytes:
         handler.rfile.readline()
         return b"".join(parts)
     return handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+
+
+def send_answer(handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+    """A whole answer; `_` in a header's name stands for `-`. The body is left out where it was not asked for."""
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    if handler.command != "HEAD":
+        handler.wfile.write(body)
 
 
 # -- ssh ---------------------------------------------------------------------------------------------------------------

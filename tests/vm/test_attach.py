@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
 
 from firebuild.config.settings import load_settings
 from firebuild.engine.core import Engine
@@ -49,10 +52,13 @@ def test_a_shell_at_a_terminal(cli: Cli) -> None:
         assert person.modes() == person.before
     assert "is not a TTY" in cli.refused("attach", "tty1").stderr
     with at_terminal(cli, "attach", "--detach-keys", "ctrl-a,d", "tty1") as first:
+        # Who has typed and seen the answer is attached: before that, output goes by.
+        first.type("echo product $((40 * 2))\n")
+        first.expect("product 80")
         with at_terminal(cli, "attach", "tty1") as second:
-            first.type("echo sum $((40 + 2))\n")
-            first.expect("sum 42")
+            second.type("echo sum $((40 + 2))\n")
             second.expect("sum 42")
+            first.expect("sum 42")
             second.process.send_signal(signal.SIGKILL)
         first.type("\x01d")
         first.expect("detached from tty1")
@@ -98,31 +104,35 @@ def test_input_is_piped_and_its_end_passed_on(cli: Cli) -> None:
     assert cli.ok("ls", "-a", "-q") == ""
 
 
+@contextmanager
+def attached(cli: Cli, machine: str) -> Iterator[tuple[subprocess.Popen[str], IO[str], IO[str]]]:
+    """`attach` without a terminal, its input and its output."""
+    with subprocess.Popen(
+        [PROGRAM, "attach", machine], env=cli.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        yield process, process.stdin, process.stdout
+
+
 def test_signals_are_passed_on_and_open_input_stays_open(cli: Cli) -> None:
     script = "trap 'echo interrupted; exit 9' INT; while read line; do echo got $line; done; echo end"
     cli.ok(*RUN, "-d", "-i", "--name", "open1", BASE, "sh", "-c", script)
-    with subprocess.Popen(
-        [PROGRAM, "attach", "open1"], env=cli.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as first:  # fmt: skip
-        assert first.stdin is not None and first.stdout is not None
-        first.stdin.write("one\n")
-        first.stdin.close()
-        assert first.stdout.readline() == "got one\n"
-        with subprocess.Popen(
-            [PROGRAM, "attach", "open1"], env=cli.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as second:  # fmt: skip
-            assert second.stdin is not None and second.stdout is not None
-            second.stdin.write("two\n")
-            second.stdin.flush()
-            assert first.stdout.readline() == second.stdout.readline() == "got two\n"
+    with attached(cli, "open1") as (first, typed, shown):
+        typed.write("one\n")
+        typed.close()
+        assert shown.readline() == "got one\n"
+        with attached(cli, "open1") as (second, typed_too, shown_too):
+            typed_too.write("two\n")
+            typed_too.flush()
+            assert shown.readline() == shown_too.readline() == "got two\n"
             second.send_signal(signal.SIGINT)
             # The shell's trap runs when its read is over.
-            second.stdin.write("three\n")
-            second.stdin.flush()
+            typed_too.write("three\n")
+            typed_too.flush()
             rest, _ = second.communicate(timeout=120)
             assert rest.endswith("interrupted\n")
         assert second.returncode == 9
-        assert first.stdout.read().endswith("interrupted\n")
+        assert shown.read().endswith("interrupted\n")
     assert first.returncode == 9
     assert cli.ok("wait", "open1") == "9\n"
 

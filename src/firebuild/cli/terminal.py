@@ -11,10 +11,10 @@ import threading
 import tty
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
 from typing import Protocol
 
 from firebuild.errors import DeadlineError, GuestError, UsageError
+from firebuild.host.interrupts import handle_signals
 
 _CHUNK = 65536
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -69,16 +69,13 @@ def raw_terminal() -> Iterator[None]:
 def follow_resizes(session: Session) -> Iterator[None]:
     """Tell the guest's terminal when the window changes its size."""
 
-    def resized(number: int, frame: FrameType | None) -> None:
+    def resized(number: int) -> None:
         # A program that has ended needs no size; its exit status is on the way to the reader.
         with suppress(GuestError):
             session.resize(*terminal_size())
 
-    before = signal.signal(signal.SIGWINCH, resized)
-    try:
+    with handle_signals((signal.SIGWINCH,), resized):
         yield
-    finally:
-        signal.signal(signal.SIGWINCH, before)
 
 
 @contextmanager
@@ -130,13 +127,9 @@ def pass_signals(numbers: Iterable[signal.Signals], send: Callable[[int], object
     """Hand the guest's program those signals that this process gets. `send` may raise GuestError or DeadlineError: the program
     may be ending this moment, and its exit status is on the way."""
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def pass_on(number: int) -> None:
         with suppress(GuestError, DeadlineError):
             send(number)
 
-    before = {number: signal.signal(number, pass_on) for number in numbers}
-    try:
+    with handle_signals(numbers, pass_on):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,14 +1,29 @@
-"""Clean-up that an interrupt does not stop half-way."""
+"""Signals handled for a while, and clean-up that an interrupt does not stop half-way."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def handle_signals(numbers: Iterable[signal.Signals], handle: Callable[[int], object]) -> Iterator[None]:
+    """While the block runs, these signals call `handle` with their number; then what they did before. Main thread only."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        handle(number)
+
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 @contextmanager
@@ -21,15 +36,9 @@ def hold_interrupts() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:
-        yield
+        with handle_signals(_INTERRUPTS, came.append):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         if came:
             signal.raise_signal(came[0])
