@@ -324,8 +324,8 @@ def test_a_configuration_file_with_api_and_metadata(emulator: Emulator) -> None:
         ('{"drives": []}', "missing field `boot-source`"),
         ('{"boot-source": {"kernel_image_path": "nope"}, "drives": []}', "kernel file cannot be opened"),
         (
-            '{"boot-source": {"kernel_image_path": "k"}, "drives": [], "balloon": {"amount_mib": 1}}',
-            "does not serve the section `balloon`",
+            '{"boot-source": {"kernel_image_path": "k"}, "drives": [], "pmem": [{"id": "p"}]}',
+            "does not serve the section `pmem`",
         ),
     ],
 )

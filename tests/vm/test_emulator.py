@@ -81,6 +81,7 @@ class Guest:
             "/boot-source",
             {"kernel_image_path": str(kernel), "initrd_path": str(initrd), "boot_args": "console=ttyS0 panic=1 quiet"},
         )
+        self.api.put("/balloon", {"amount_mib": 8, "deflate_on_oom": True, "stats_polling_interval_s": 1})
         self.api.put("/vsock", {"guest_cid": 3, "uds_path": "v.sock"})
         with socket.socket(socket.AF_UNIX) as listener:
             listener.settimeout(TIMEOUT_S)
@@ -141,6 +142,37 @@ def test_both_directions_pause_and_an_orderly_end(guest: Guest) -> None:
     guest.ask({"op": "poweroff"})
     assert guest.process.wait(TIMEOUT_S) == 0
     assert not {"api.sock", "v.sock"} & {path.name for path in guest.folder.iterdir()}
+
+
+def test_the_balloon_takes_memory_and_gives_it_back(guest: Guest) -> None:
+    """The guest's driver is one of the modules that the initramfs loads; it tells what the guest has left."""
+
+    def statistics_at(amount_mib: int) -> dict[str, int]:
+        end = time.monotonic() + TIMEOUT_S
+        while True:
+            told: dict[str, int] = guest.api.get("/balloon/statistics")
+            if told["actual_mib"] == amount_mib and "free_memory" in told:
+                return told
+            assert time.monotonic() < end, told
+            time.sleep(0.1)
+
+    told = statistics_at(8)
+    assert (told["target_mib"], told["target_pages"], told["actual_pages"]) == (8, 2048, 2048)
+    assert told["free_memory"] < told["total_memory"] <= 256 << 20
+    guest.api.patch("/balloon", {"amount_mib": 96})
+    assert guest.api.get("/balloon")["amount_mib"] == 96
+    # What was told before the balloon grew is told until the next second has passed.
+    end = time.monotonic() + TIMEOUT_S
+    while statistics_at(96)["free_memory"] > told["free_memory"] - (80 << 20):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert "less than 257MiB" in guest.api.fault("PATCH", "/balloon", {"amount_mib": 257})
+    assert "cannot be enabled/disabled" in guest.api.fault(
+        "PATCH", "/balloon/statistics", {"stats_polling_interval_s": 0}
+    )
+    guest.api.patch("/balloon/statistics", {"stats_polling_interval_s": 2})
+    guest.api.patch("/balloon", {"amount_mib": 0})
+    assert statistics_at(0)["target_mib"] == 0
 
 
 def test_many_requests_at_once(guest: Guest) -> None:

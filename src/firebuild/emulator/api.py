@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import msgspec
 
 from firebuild.emulator import API_VERSION
+from firebuild.emulator.api_devices import DeviceRoutes, checked_id
 from firebuild.emulator.faults import NOT_PREBOOT, Fault, not_served
 from firebuild.emulator.http import Request, Response
 from firebuild.emulator.instance import NOT_STARTED, Instance
@@ -36,17 +38,7 @@ from firebuild.emulator.models import (
 
 _EMPTY = {"PUT": "Empty PUT request.", "PATCH": "Empty PATCH request."}
 # What Firecracker has and the emulator does not, as (method, first part of the path).
-_NOT_SERVED = frozenset(
-    (method, name)
-    for name, methods in {
-        "balloon": ("GET", "PUT", "PATCH"),
-        "cpu-config": ("PUT",),
-        "pmem": ("PUT", "PATCH", "DELETE"),
-        "snapshot": ("PUT",),
-        "hotplug": ("GET", "PUT", "PATCH"),
-    }.items()
-    for method in methods
-)
+_NOT_SERVED = frozenset({("PUT", "snapshot")})
 
 
 class Api:
@@ -79,6 +71,8 @@ class Api:
             ("PATCH", "vm"): self._patch_vm,
             ("DELETE", "drives"): self._unplug,
             ("DELETE", "network-interfaces"): self._unplug,
+            ("DELETE", "pmem"): self._unplug,
+            **DeviceRoutes(instance).routes,
         }
         instance.metrics.add("api_server", lambda: self.counters)
 
@@ -87,8 +81,8 @@ class Api:
         log = self._instance.log
         parts = request.path.lstrip("/").rstrip("/").split("/")
         secret = not request.body or parts[0] == "mmds"
-        shown = "" if secret else f" with body {request.body.decode('utf-8', 'replace')!r}"
-        log.info(f"The API server received a {request.method} request on {request.path!r}{shown}.")
+        shown = "" if secret else " with body " + json.dumps(request.body.decode("utf-8", "replace"))
+        log.info(f'The API server received a {request.method.capitalize()} request on "{request.path}"{shown}.')
         self._count(f"{request.method.lower()}_requests")
         try:
             response = self._dispatch(request, parts)
@@ -112,7 +106,8 @@ class Api:
             raise Fault("GET request cannot have a body." if method == "GET" else "Empty Delete request.")
         if (method, name) in _NOT_SERVED:
             raise not_served(f"{method} {request.path}")
-        if method in _EMPTY and not request.body:
+        # The one kind of request to which a body is optional.
+        if method in _EMPTY and not request.body and parts[:2] != ["balloon", "hinting"]:
             raise Fault(_EMPTY[method])
         if route is None:
             raise _no_route(method, name)
@@ -147,7 +142,7 @@ class Api:
         return _DONE
 
     def _put_drive(self, body: bytes, rest: list[str]) -> Response:
-        drive_id = _checked_id(rest)
+        drive_id = checked_id(rest)
         config = parse_body(body, Drive)
         if config.drive_id != drive_id:
             raise Fault("The id from the path does not match the id from the body!")
@@ -187,7 +182,7 @@ class Api:
         return _deprecated(config.version == "V1")
 
     def _put_net(self, body: bytes, rest: list[str]) -> Response:
-        iface_id = _checked_id(rest)
+        iface_id = checked_id(rest)
         config = parse_body(body, NetworkInterface)
         _match_id(iface_id, config.iface_id)
         self._refuse_hotplug()
@@ -207,7 +202,7 @@ class Api:
     # PATCH and DELETE
 
     def _patch_drive(self, body: bytes, rest: list[str]) -> Response:
-        drive_id = _checked_id(rest)
+        drive_id = checked_id(rest)
         update = parse_body(body, DriveUpdate)
         if update.drive_id != drive_id:
             raise Fault("The id from the path does not match the id from the body!")
@@ -226,7 +221,7 @@ class Api:
         return _DONE
 
     def _patch_net(self, body: bytes, rest: list[str]) -> Response:
-        iface_id = _checked_id(rest)
+        iface_id = checked_id(rest)
         update = parse_body(body, NetworkInterfaceUpdate)
         _match_id(iface_id, update.iface_id)
         self._instance.update_net(update)
@@ -240,7 +235,7 @@ class Api:
         return _DONE
 
     def _unplug(self, _: bytes, rest: list[str]) -> Response:
-        _checked_id(rest)
+        checked_id(rest)
         if self._instance.state == NOT_STARTED:
             raise Fault(NOT_PREBOOT)
         raise Fault("PCI is not enabled")
@@ -269,14 +264,6 @@ def _deprecated(used: bool) -> Response:
 
 def _no_route(method: str, name: str) -> Fault:
     return Fault(f"Invalid request method and/or path: {method} {name}.")
-
-
-def _checked_id(rest: list[str]) -> str:
-    if not rest or not rest[0]:
-        raise Fault("The ID cannot be empty.")
-    if not all(char == "_" or char.isalnum() for char in rest[0]):
-        raise Fault("API Resource IDs can only contain alphanumeric characters and underscores.")
-    return rest[0]
 
 
 def _match_id(from_path: str, from_body: str) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from firebuild.emulator import API_VERSION
+from firebuild.emulator.balloon import RunningBalloon
 from firebuild.emulator.faults import NOT_POSTBOOT, NOT_PREBOOT, Fault, not_served, os_text
 from firebuild.emulator.log import Log, Metrics
 from firebuild.emulator.loop import Loop
 from firebuild.emulator.mmds import LIMIT_EXCEEDED, NOT_INITIALIZED, StoreError
 from firebuild.emulator.models import (
+    BalloonConfig,
     ConfigFile,
     DriveUpdate,
     Logger,
@@ -22,12 +24,14 @@ from firebuild.emulator.models import (
     RateLimiter,
     shown,
 )
-from firebuild.emulator.resources import OpenDrive, Resources, open_drive, refuse_net_limits
+from firebuild.emulator.resources import OpenDrive, Resources, open_drive
 from firebuild.emulator.runtime import LaunchOptions, Runtime
 from firebuild.errors import FirebuildError
 
 NOT_STARTED, RUNNING, PAUSED = "Not started", "Running", "Paused"
 _METRICS_PERIOD_S = 60.0
+_NO_DEVICE = "Failed perform action on device: Device not found"
+T = TypeVar("T")
 
 
 class Instance:
@@ -48,6 +52,7 @@ class Instance:
         self._options = options
         self._on_exit = on_exit
         self._runtime: Runtime | None = None
+        self._balloon: RunningBalloon | None = None
         self.metrics.add("mmds", lambda: self.resources.mmds.counters)
         self.metrics.add("vsock", lambda: self.resources.channel.counters if self.resources.channel else {})
 
@@ -138,6 +143,11 @@ class Instance:
         runtime = Runtime(self._loop, self.log, resources, self._ended)
         try:
             runtime.start(self.instance_id, self._options)
+            if resources.balloon is not None:
+                self._balloon = RunningBalloon(
+                    resources.balloon, mem_size_mib=resources.machine.mem_size_mib, execute=runtime.execute
+                )
+                self._balloon.start()
             runtime.execute("cont")
         except FirebuildError as error:
             runtime.kill()
@@ -171,6 +181,45 @@ class Instance:
             runtime.execute(command, arguments)
         except FirebuildError as error:
             raise Fault(f"Internal VMM error: {error}") from error
+
+    # The balloon.
+
+    def balloon_config(self) -> BalloonConfig:
+        """GET /balloon."""
+        if self.resources.balloon is not None:
+            return self.resources.balloon
+        if self._runtime is not None:
+            raise Fault(f"Internal VMM error: {_NO_DEVICE}")
+        raise Fault("Balloon config error: No balloon device found.")
+
+    def balloon_statistics(self) -> dict[str, int]:
+        """GET /balloon/statistics."""
+        balloon = self._running_balloon("Internal VMM error")
+        return self._on_balloon(balloon.statistics, "Internal VMM error")
+
+    def resize_balloon(self, amount_mib: int) -> None:
+        """PATCH /balloon."""
+        balloon = self._running_balloon("Balloon update error")
+        self._on_balloon(lambda: balloon.resize(amount_mib), "Balloon update error")
+
+    def set_balloon_interval(self, interval_s: int) -> None:
+        """PATCH /balloon/statistics."""
+        balloon = self._running_balloon("Balloon update error")
+        self._on_balloon(lambda: balloon.set_interval(interval_s), "Balloon update error")
+
+    def _running_balloon(self, prefix: str) -> RunningBalloon:
+        self._require_running()
+        if self._balloon is None:
+            raise Fault(f"{prefix}: {_NO_DEVICE}")
+        return self._balloon
+
+    def _on_balloon(self, do: Callable[[], T], prefix: str) -> T:
+        try:
+            return do()
+        except FirebuildError as error:
+            raise Fault(f"{prefix}: Balloon: {error}") from error
+
+    # Drives and network interfaces.
 
     def update_drive(self, update: DriveUpdate) -> None:
         """PATCH /drives/{id}: another file, other limits, or both."""
@@ -215,13 +264,18 @@ class Instance:
         return drive
 
     def update_net(self, update: NetworkInterfaceUpdate) -> None:
-        """PATCH /network-interfaces/{id}: only rate limiters could be changed."""
+        """PATCH /network-interfaces/{id}: only rate limiters can be changed."""
         self._require_running()
-        if not any(net.config.iface_id == update.iface_id for net in self.resources.nets):
-            raise Fault(
-                "Network config error: Unable to update the net device: Failed perform action on device: Device not found"
-            )
-        refuse_net_limits(update.rx_rate_limiter, update.tx_rate_limiter)
+        net = next((net for net in self.resources.nets if net.config.iface_id == update.iface_id), None)
+        if net is None:
+            raise Fault(f"Network config error: Unable to update the net device: {_NO_DEVICE}")
+        given = {
+            name: _merged_limits(getattr(net.config, name), limiter)
+            for name in ("rx_rate_limiter", "tx_rate_limiter")
+            if (limiter := getattr(update, name)) is not None
+        }
+        net.config = msgspec.structs.replace(net.config, **given)
+        self.resources.tell_unkept_limits(net.config)
 
     # The whole at once, and the end.
 
@@ -245,6 +299,8 @@ class Instance:
             resources.set_mmds_config(config.mmds_config)
         if config.entropy is not None:
             resources.set_entropy(config.entropy)
+        if config.balloon is not None:
+            resources.set_balloon(config.balloon)
 
     def _tick(self) -> None:
         try:

@@ -154,7 +154,7 @@ def _serve(arguments: Arguments, loop: Loop, log: Log, stack: contextlib.ExitSta
         instance.put_mmds(parse_json(_read_file(values["metadata"], "mmds content")))
     if "config-file" in values:
         config = parse_body(_read_file(values["config-file"], "configuration"), ConfigFile)
-        for name in ("balloon", "cpu_config", "pmem", "memory_hotplug"):
+        for name in ("cpu_config", "pmem", "memory_hotplug"):
             if getattr(config, name) not in (None, []):
                 raise not_served(f"the section `{name.replace('_', '-')}` of a configuration file")
         instance.configure(config)

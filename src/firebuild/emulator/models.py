@@ -124,6 +124,73 @@ class Vsock(Strict):
     vsock_id: str | None = None
 
 
+class BalloonConfig(Strict):
+    """PUT /balloon."""
+
+    amount_mib: U32
+    deflate_on_oom: bool
+    stats_polling_interval_s: U16 = 0
+    free_page_hinting: bool = False
+    free_page_reporting: bool = False
+
+
+class BalloonUpdate(Strict):
+    """PATCH /balloon."""
+
+    amount_mib: U32
+
+
+class BalloonStatsUpdate(Strict):
+    """PATCH /balloon/statistics."""
+
+    stats_polling_interval_s: U16
+
+
+class BalloonHinting(Strict):
+    """PATCH /balloon/hinting/start."""
+
+    acknowledge_on_stop: bool = True
+
+
+class CpuConfig(Strict):
+    """PUT /cpu-config, x86_64: what a custom CPU template changes."""
+
+    kvm_capabilities: list[str] = msgspec.field(default_factory=list)
+    cpuid_modifiers: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    msr_modifiers: list[dict[str, Any]] = msgspec.field(default_factory=list)
+
+
+class Pmem(Strict):
+    """PUT /pmem/{id}."""
+
+    id: str
+    path_on_host: str
+    root_device: bool = False
+    read_only: bool = False
+    rate_limiter: RateLimiter | None = None
+
+
+class PmemUpdate(Strict):
+    """PATCH /pmem/{id}."""
+
+    id: str
+    rate_limiter: RateLimiter | None = None
+
+
+class MemoryHotplug(Strict):
+    """PUT /hotplug/memory."""
+
+    total_size_mib: U32
+    block_size_mib: U32 = 2
+    slot_size_mib: U32 = 128
+
+
+class MemoryHotplugUpdate(Strict):
+    """PATCH /hotplug/memory."""
+
+    requested_size_mib: U32
+
+
 class MmdsConfig(Strict):
     """PUT /mmds/config."""
 
@@ -188,7 +255,7 @@ class ConfigFile(msgspec.Struct, rename="kebab", kw_only=True):
     entropy: Entropy | None = None
     logger: Logger | None = None
     metrics: MetricsConfig | None = None
-    balloon: dict[str, Any] | None = None
+    balloon: BalloonConfig | None = None
     cpu_config: dict[str, Any] | str | None = None
     pmem: list[Any] = msgspec.field(default_factory=list)
     memory_hotplug: dict[str, Any] | None = None

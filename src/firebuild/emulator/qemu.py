@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+# By this name QEMU finds the device's properties.
+BALLOON_DEVICE = "balloon0"
 CHANNEL_PORT = "org.firebuild.vsock.0"
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 # Firecracker's own, for a boot source without boot_args.
@@ -50,6 +52,14 @@ class NetPlan:
 
 
 @dataclass(frozen=True)
+class BalloonPlan:
+    """The balloon: what the guest is offered."""
+
+    deflate_on_oom: bool
+    page_reporting: bool
+
+
+@dataclass(frozen=True)
 class MachinePlan:
     """All that the command line is made from. Descriptors are those that QEMU inherits."""
 
@@ -69,6 +79,7 @@ class MachinePlan:
     entropy: bool = False
     entropy_bytes: int = 0
     entropy_period_ms: int = 0
+    balloon: BalloonPlan | None = None
     sandbox: bool = True
     extra_fds: Sequence[int] = field(default=())
 
@@ -149,6 +160,10 @@ def plan_command(plan: MachinePlan) -> list[str]:
     if plan.entropy:
         rate = f",max-bytes={plan.entropy_bytes},period={plan.entropy_period_ms}" if plan.entropy_bytes else ""
         argv += ["-device", "virtio-rng-device" + rate]
+    if plan.balloon is not None:
+        switches = {"deflate-on-oom": plan.balloon.deflate_on_oom, "free-page-reporting": plan.balloon.page_reporting}
+        given = "".join(f",{name}={'on' if value else 'off'}" for name, value in switches.items())
+        argv += ["-device", f"virtio-balloon-device,id={BALLOON_DEVICE}{given}"]
     return argv
 
 

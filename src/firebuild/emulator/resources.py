@@ -16,12 +16,14 @@ from typing import Any
 
 import msgspec
 
+from firebuild.emulator.balloon import check_balloon
 from firebuild.emulator.channel import Channel
 from firebuild.emulator.faults import Fault, not_served, os_text
 from firebuild.emulator.log import Log
 from firebuild.emulator.loop import Loop
 from firebuild.emulator.mmds import DEFAULT_ADDRESS, Mmds
 from firebuild.emulator.models import (
+    BalloonConfig,
     BootSource,
     Drive,
     Entropy,
@@ -100,6 +102,7 @@ class Resources:
         self.channel: Channel | None = None
         self.entropy: Entropy | None = None
         self.serial: Serial | None = None
+        self.balloon: BalloonConfig | None = None
         self.mmds = Mmds(mmds_limit_bytes, instance_id)
         self.mmds_config: MmdsConfig | None = None
 
@@ -107,16 +110,21 @@ class Resources:
 
     def set_machine(self, config: MachineConfig) -> None:
         """PUT /machine-config."""
-        _check_machine(config)
-        self.machine = _plain_machine(config)
+        self._set_machine(config)
 
     def update_machine(self, update: MachineConfigUpdate) -> None:
         """PATCH /machine-config."""
         given = {name: value for name, value in msgspec.structs.asdict(update).items() if value is not None}
         if not given:
             raise Fault("Empty PATCH request.")
-        config = msgspec.structs.replace(self.machine, **given)
+        self._set_machine(msgspec.structs.replace(self.machine, **given))
+
+    def _set_machine(self, config: MachineConfig) -> None:
         _check_machine(config)
+        if self.balloon is not None and config.mem_size_mib < self.balloon.amount_mib:
+            raise Fault(
+                "Machine config error: The memory size (MiB) is smaller than the previously set balloon device target size."
+            )
         self.machine = _plain_machine(config)
 
     def set_boot(self, config: BootSource) -> None:
@@ -176,7 +184,6 @@ class Resources:
 
     def set_net(self, config: NetworkInterface) -> None:
         """PUT /network-interfaces/{id} before boot."""
-        refuse_net_limits(config.rx_rate_limiter, config.tx_rate_limiter)
         if config.guest_mac is not None and not _MAC.fullmatch(config.guest_mac):
             raise Fault(
                 "An error occurred when deserializing the json body of a request: "
@@ -198,6 +205,17 @@ class Resources:
         else:
             self._check_devices()
         self.nets.append(OpenNet(config, open_tap(config.host_dev_name), mac or _random_mac()))
+        self.tell_unkept_limits(config)
+
+    def tell_unkept_limits(self, config: NetworkInterface) -> None:
+        """QEMU has no limits for a network interface: they are taken, shown and not kept, and the log says so."""
+        if any(
+            limiter and (limiter.bandwidth or limiter.ops)
+            for limiter in (config.rx_rate_limiter, config.tx_rate_limiter)
+        ):
+            self._log.warning(
+                f"The rate limiters of the network interface {config.iface_id} are not kept by the emulator."
+            )
 
     def set_vsock(self, config: Vsock) -> None:
         """PUT /vsock: binds the Unix socket at once."""
@@ -221,15 +239,22 @@ class Resources:
     def set_entropy(self, config: Entropy) -> None:
         """PUT /entropy."""
         if config.rate_limiter is not None and config.rate_limiter.ops is not None:
-            raise not_served("the field `ops` of the entropy device's rate limiter")
+            self._log.warning("The limit of operations of the entropy device is not kept by the emulator.")
         if self.entropy is None:
             self._check_devices()
         self.entropy = config
 
+    def set_balloon(self, config: BalloonConfig) -> None:
+        """PUT /balloon."""
+        check_balloon(config, mem_size_mib=self.machine.mem_size_mib)
+        if self.balloon is None:
+            self._check_devices()
+        self.balloon = config
+
     def set_serial(self, config: Serial) -> None:
         """PUT /serial."""
         if config.rate_limiter is not None:
-            raise not_served("the field `rate_limiter` of the serial device")
+            self._log.warning("The rate limiter of the serial device is not kept by the emulator.")
         self.serial = config
 
     def set_mmds_config(self, config: MmdsConfig) -> None:
@@ -282,7 +307,9 @@ class Resources:
             "machine-config": self.machine,
             "network-interfaces": [net.config for net in self.nets],
         }
-        optional = {"vsock": self.vsock, "entropy": self.entropy, "mmds-config": self.mmds_config}
+        optional = {
+            "vsock": self.vsock, "entropy": self.entropy, "mmds-config": self.mmds_config, "balloon": self.balloon,
+        }  # fmt: skip
         document.update((name, value) for name, value in optional.items() if value is not None)
         return {name: shown(value) for name, value in document.items()}
 
@@ -297,7 +324,8 @@ class Resources:
         self.drives, self.nets = [], []
 
     def _check_devices(self) -> None:
-        count = len(self.drives) + len(self.nets) + (self.channel is not None) + (self.entropy is not None)
+        count = len(self.drives) + len(self.nets)
+        count += sum(one is not None for one in (self.channel, self.entropy, self.balloon))
         if count >= DEVICES_MAX:
             raise not_served(f"more than {DEVICES_MAX} devices")
 
@@ -312,12 +340,6 @@ def open_drive(config: Drive) -> OpenDrive:
         os.close(descriptor)
         raise ValueError("Neither a regular file nor a block device")
     return OpenDrive(config, descriptor, stat.S_ISBLK(mode))
-
-
-def refuse_net_limits(*limiters: RateLimiter | None) -> None:
-    """Raises Fault if there is any: the emulator cannot keep them."""
-    if any(limiter is not None and (limiter.bandwidth or limiter.ops) for limiter in limiters):
-        raise not_served("rate limiters of network interfaces")
 
 
 def _check_machine(config: MachineConfig) -> None:

@@ -17,6 +17,7 @@ from firebuild.emulator.console import Console
 from firebuild.emulator.http import Response
 from firebuild.emulator.log import Log, open_output
 from firebuild.emulator.loop import READ, Loop
+from firebuild.emulator.models import BalloonConfig
 from firebuild.emulator.qmp import Qmp, QmpError
 from firebuild.emulator.resources import Resources
 from firebuild.emulator.server import HttpServer
@@ -148,6 +149,7 @@ class Runtime:
             entropy=resources.entropy is not None,
             entropy_bytes=limit.size if limit is not None else 0,
             entropy_period_ms=limit.refill_time if limit is not None else 0,
+            balloon=_plan_balloon(resources.balloon),
             sandbox=options.sandbox,
             extra_fds=[kernel, *([initrd] if initrd is not None else [])],
         )
@@ -279,6 +281,12 @@ class Runtime:
             self._undo.close()
         except FirebuildError as error:
             self._log.error(f"Cleaning up: {error}")
+
+
+def _plan_balloon(config: BalloonConfig | None) -> qemu.BalloonPlan | None:
+    if config is None:
+        return None
+    return qemu.BalloonPlan(deflate_on_oom=config.deflate_on_oom, page_reporting=config.free_page_reporting)
 
 
 def _readable(descriptor: int, passed: contextlib.ExitStack) -> int:

@@ -139,9 +139,6 @@ def test_the_configuration_is_shown_as_it_was_given(client: Client) -> None:
         ("/network-interfaces/e1", {"iface_id": "e1", "host_dev_name": "t", "guest_mac": "zz"}, "MAC address is invalid"),
         ("/network-interfaces/e1", {"iface_id": "e1", "host_dev_name": "t", "mtu": 60}, "MTU 60 is out of range"),
         ("/network-interfaces/e1", {"iface_id": "e1", "host_dev_name": "x" * 16}, "Invalid interface name"),
-        ("/network-interfaces/e1",
-         {"iface_id": "e1", "host_dev_name": "t", "rx_rate_limiter": {"ops": {"size": 1, "refill_time": 1}}},
-         "does not serve rate limiters of network interfaces"),
         ("/vsock", {"guest_cid": 2, "uds_path": "v"}, "guest CID"),
         ("/vsock", {"guest_cid": 3, "uds_path": "nope/v"}, "No such file or directory (os error 2)"),
         ("/vsock", {"guest_cid": 3, "uds_path": "v" * 200}, "too long"),
@@ -150,8 +147,15 @@ def test_the_configuration_is_shown_as_it_was_given(client: Client) -> None:
         ("/mmds/config", {"network_interfaces": ["e1"], "ipv4_address": "1.2.3.4"}, "not link local"),
         ("/mmds/config", {"network_interfaces": ["e1"], "ipv4_address": "x"}, "invalid IPv4"),
         ("/mmds/other", {}, "Unrecognized PUT request path `other`."),
-        ("/entropy", {"rate_limiter": {"ops": {"size": 1, "refill_time": 1}}}, "does not serve the field `ops`"),
-        ("/serial", {"rate_limiter": {"size": 1, "refill_time": 1}}, "does not serve the field `rate_limiter`"),
+        ("/balloon", {"amount_mib": 129, "deflate_on_oom": True}, "Amount of pages requested is too large."),
+        ("/balloon", {"amount_mib": 1, "deflate_on_oom": True, "free_page_hinting": True}, "serve the field `free_page_h"),
+        ("/cpu-config", {"kvm_capabilities": ["171"]}, "does not serve custom CPU templates"),
+        ("/cpu-config", {"cpuid_modifiers": 1}, "invalid type"),
+        ("/pmem/p1", {"id": "p1", "path_on_host": "x"}, "does not serve pmem devices"),
+        ("/pmem/p2", {"id": "p1", "path_on_host": "x"}, "does not match"),
+        ("/hotplug/memory", {"total_size_mib": 128}, "does not serve memory hotplug"),
+        ("/hotplug/memory", {}, "missing field `total_size_mib`"),
+        ("/hotplug/nope", {}, "Invalid request method and/or path: PUT hotplug."),
         ("/logger", {"level": "loud"}, "Invalid LevelFilter"),
         ("/logger", {"log_path": "nope/log"}, "Logger error: Failed to open target file"),
         ("/metrics", {"metrics_path": "nope/m"}, "Cannot initialize the metrics system"),
@@ -187,12 +191,21 @@ def test_refused_bodies(client: Client, path: str, body: Any, words: str) -> Non
         ("PATCH", "/mmds", {"a": "b"}, "MMDS error: The MMDS data store is not initialized."),
         ("DELETE", "/drives/d1", None, NOT_PREBOOT),
         ("DELETE", "/vm", None, "Invalid request method and/or path: DELETE vm."),
-        ("GET", "/balloon", None, "does not serve GET /balloon"),
-        ("PUT", "/balloon", {"amount_mib": 1, "deflate_on_oom": True}, "does not serve PUT /balloon"),
-        ("GET", "/balloon/statistics", None, "does not serve GET /balloon/statistics"),
-        ("PATCH", "/balloon/hinting/stop", None, "does not serve PATCH /balloon/hinting/stop"),
-        ("PUT", "/cpu-config", {}, "does not serve PUT /cpu-config"),
-        ("PUT", "/pmem/p1", {"id": "p1", "path_on_host": "x"}, "does not serve PUT /pmem/p1"),
+        ("GET", "/balloon", None, "Balloon config error: No balloon device found."),
+        ("GET", "/balloon/nope", None, "Unrecognized GET request path `nope`."),
+        ("GET", "/balloon/hinting", None, "Unrecognized GET request path `/hinting/`."),
+        ("GET", "/balloon/hinting/status", None, NOT_PREBOOT),
+        ("GET", "/balloon/statistics", None, NOT_PREBOOT),
+        ("PATCH", "/balloon", {"amount_mib": 1}, NOT_PREBOOT),
+        ("PATCH", "/balloon", None, "Empty PATCH request."),
+        ("PATCH", "/balloon/statistics", {"stats_polling_interval_s": 1}, NOT_PREBOOT),
+        ("PATCH", "/balloon/hinting/start", {"acknowledge_on_stop": 1}, "invalid type"),
+        ("PATCH", "/balloon/hinting/stop", None, NOT_PREBOOT),
+        ("PATCH", "/balloon/hinting/nope", None, "Unrecognized PATCH request path `/hinting/nope`."),
+        ("PATCH", "/pmem/p1", {"id": "p1"}, NOT_PREBOOT),
+        ("PATCH", "/pmem/p1", {"id": "p2"}, "does not match"),
+        ("DELETE", "/pmem/p1", None, NOT_PREBOOT),
+        ("PATCH", "/hotplug/memory", {"requested_size_mib": 1}, NOT_PREBOOT),
         (
             "PUT",
             "/snapshot/create",
@@ -200,7 +213,7 @@ def test_refused_bodies(client: Client, path: str, body: Any, words: str) -> Non
             "does not serve PUT /snapshot/create",
         ),
         ("PUT", "/snapshot/load", {"snapshot_path": "s"}, "does not serve PUT /snapshot/load"),
-        ("GET", "/hotplug/memory", None, "does not serve GET /hotplug/memory"),
+        ("GET", "/hotplug/memory", None, NOT_PREBOOT),
     ],
 )
 def test_refused_requests(client: Client, method: str, path: str, body: Any, words: str) -> None:
@@ -244,6 +257,26 @@ def test_machine_config_is_patched(client: Client) -> None:
     assert client.ask("GET", "/machine-config").json["mem_size_mib"] == 128
     answer = client.ask("PATCH", "/machine-config", {"cpu_template": "None"}, check_request=False)
     assert (answer.status_code, answer.headers) == (204, {"Deprecation": "true"})
+
+
+def test_the_balloon_and_the_memory_fit_each_other(client: Client) -> None:
+    client.put("/balloon", {"amount_mib": 128, "deflate_on_oom": False, "stats_polling_interval_s": 1})
+    client.put("/cpu-config", {})
+    shown = {"amount_mib": 128, "deflate_on_oom": False, "stats_polling_interval_s": 1}
+    shown |= {"free_page_hinting": False, "free_page_reporting": False}
+    assert client.ask("GET", "/balloon").json == shown == client.ask("GET", "/vm/config").json["balloon"]
+    words = "The memory size (MiB) is smaller than the previously set balloon device target size."
+    assert words in client.fault("PUT", "/machine-config", {"vcpu_count": 1, "mem_size_mib": 64})
+    client.put("/balloon", {"amount_mib": 64, "deflate_on_oom": False})
+    client.put("/machine-config", {"vcpu_count": 1, "mem_size_mib": 64})
+
+
+def test_limits_that_are_not_kept_are_taken_and_told(client: Client) -> None:
+    bucket = {"size": 1, "refill_time": 1}
+    client.put("/entropy", {"rate_limiter": {"ops": bucket}})
+    client.put("/serial", {"serial_out_path": "console", "rate_limiter": bucket})
+    told = [line for line in client.lines if "not kept by the emulator" in line]
+    assert len(told) == 2
 
 
 def test_a_vsock_can_be_moved(client: Client) -> None:
