@@ -71,6 +71,10 @@ class ConflictError(FirebuildError):
     code = "conflict"
 
 
+class NameTakenError(ConflictError):
+    """Another machine has that name."""
+
+
 class BusyError(FirebuildError):
     """An object is in use by somebody else."""
 

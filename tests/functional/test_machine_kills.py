@@ -1,4 +1,4 @@
-"""kill -9 at points spread over all of run: the next command repairs.
+"""kill -9 at over a hundred points of run, start, stop, rm, and of the repair after a lost machine: the next command repairs.
 
 After it nothing is left on the host that no record names, the store is sound, and the machine is there as before the command or
 as after it. Several firebuilds, each with a state of its own, are at work at a time.
@@ -7,6 +7,9 @@ as after it. Several firebuilds, each with a state of its own, are at work at a 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -22,7 +25,8 @@ from tests.support.kill_points import Victim, count_effects, start
 from tests.support.ledger import Watch, settle, take_snapshot
 
 LANES = 4
-# Each round has one point in each lane.
+# Points of each operation: rounds of one in each lane.
+ROUNDS = 7
 RUN_ROUNDS = 9
 NETWORK = "machines"
 
@@ -71,6 +75,14 @@ class Lane:
         assert len(states) <= 1
         return states[0] if states else "gone"
 
+    def supervisor(self) -> int:
+        """The machine's supervisor."""
+        database = sqlite3.connect(self.fake.cli.state / "firebuild.db")
+        (record,) = database.execute("SELECT record FROM machines").fetchone()
+        database.close()
+        pid: int = json.loads(record)["supervisor"]["pid"]
+        return pid
+
 
 class Sweep:
     """The lanes, the ledger over them, and how many commands were killed at a point, by operation."""
@@ -86,12 +98,24 @@ class Sweep:
         self.before = take_snapshot(watch)
         lane = lanes[0]
         self.totals = {"run": count_effects(self._finish(lane.run()))}
-        lane.ok("rm", "-f", "m")
+        self.totals["stop"] = count_effects(self._finish(lane.begin("stop", "m")))
+        self.totals["start"] = count_effects(self._finish(lane.begin("start", "m")))
+        lane.ok("kill", "m")
+        self.totals["rm"] = count_effects(self._finish(lane.begin("rm", "m")))
+        lane.run().wait()
+        self.lose(lane)
+        self.totals["purge"] = count_effects(self._finish(lane.begin("purge")))
         self.check()
 
     def _finish(self, victim: Victim) -> Victim:
         victim.wait()
         return victim
+
+    def lose(self, lane: Lane) -> None:
+        """The machine's supervisor is killed, and its VMM with it: the network stays."""
+        descriptor = os.pidfd_open(lane.supervisor())
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        os.close(descriptor)
 
     def kill_each(self, operation: str, argv: tuple[str, ...], turn: int, rounds: int) -> None:
         """The operation in each lane, killed at points that are spread over all of it."""
@@ -145,3 +169,31 @@ def test_a_run_that_is_killed_is_repaired_by_the_next_command(sweep: Sweep) -> N
                 lane.ok("rm", "-f", "m")
         sweep.check()
     assert sweep.killed["run"] >= RUN_ROUNDS * LANES * 0.9, sweep.killed
+
+
+def test_start_stop_rm_and_repairs_that_are_killed_are_made_by_the_next(sweep: Sweep) -> None:
+    for turn in range(ROUNDS):
+        assert [victim.wait() for victim in [lane.run() for lane in sweep.lanes]] == [0] * LANES
+        sweep.kill_each("stop", ("stop", "m"), turn, ROUNDS)
+        settled(sweep, ("stop", "m"))
+        assert {lane.state() for lane in sweep.lanes} == {"stopped"}
+        sweep.check(stopped=True)
+
+        sweep.kill_each("start", ("start", "m"), turn, ROUNDS)
+        settled(sweep, ("start", "m"))
+        assert {lane.state() for lane in sweep.lanes} == {"running"}
+        settled(sweep, ("kill", "m"))
+
+        sweep.kill_each("rm", ("rm", "m"), turn, ROUNDS)
+        settled(sweep, ("purge",))
+        assert {lane.state() for lane in sweep.lanes} == {"gone"}
+        sweep.check()
+
+        assert [victim.wait() for victim in [lane.run() for lane in sweep.lanes]] == [0] * LANES
+        for lane in sweep.lanes:
+            sweep.lose(lane)
+        sweep.kill_each("purge", ("purge",), turn, ROUNDS)
+        settled(sweep, ("purge",))
+        assert {lane.state() for lane in sweep.lanes} == {"gone"}
+        sweep.check()
+    assert sum(sweep.killed.values()) >= 4 * ROUNDS * LANES * 0.85, sweep.killed

@@ -83,7 +83,7 @@ def _take_end(engine: Engine, record: MachineRecord, *, attached: bool) -> int:
     if attached:
         # The entrypoint's end has come before the machine's.
         wait(engine, record.spec.id)
-    note_end(engine, record.spec.id)
+    note_end(engine, record.spec.id, record.progress.life)
     note_synced(settle_folders(engine, record.spec.id))
     ended = engine.machines.records.get(record.spec.id)
     if ended.progress.exit_code is not None:

@@ -150,7 +150,7 @@ def cli(debug: bool) -> None:
 
 # What a host has no more of, or does no more.
 _OF_THE_HOST = (
-    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO,
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EAGAIN, errno.ENOLCK,
 )  # fmt: skip
 
 
@@ -162,9 +162,7 @@ def run_cli(arguments: list[str]) -> int:
         return result if isinstance(result, int) else 0
     except FirebuildError as error:
         print_error(error)
-        # As docker run and docker exec: 125 says that firebuild failed, not the command in the machine.
-        ran = arguments[:1] in (["run"], ["exec"], ["ssh"], ["attach"])
-        return USAGE_STATUS if ran and error.exit_status == 1 else error.exit_status
+        return _failure_status(arguments) if error.exit_status == 1 else error.exit_status
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.ClickException as error:
@@ -181,14 +179,21 @@ def run_cli(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001 - the last line of defence: a fault of ours becomes a report
+        if isinstance(error, MemoryError):
+            error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         if isinstance(error, OSError) and error.errno in _OF_THE_HOST:
             # It may come from anywhere, an import too, and is no fault of ours.
             from firebuild.host.files import map_os_error
 
             print_error(map_os_error(error, f"using `{error.filename}`" if error.filename else "this command"))
-            return 1
+            return _failure_status(arguments)
         import traceback
 
         click.echo(traceback.format_exc(), err=True)
         click.echo("error: this is a fault of firebuild: please report it with the lines above", err=True)
         return BUG_STATUS
+
+
+def _failure_status(arguments: list[str]) -> int:
+    """As docker run and docker exec: 125 says that firebuild failed, not the command in the machine."""
+    return USAGE_STATUS if arguments[:1] in (["run"], ["exec"], ["ssh"], ["attach"]) else 1

@@ -9,6 +9,7 @@ import click
 
 from firebuild.cli.output import note, print_error
 from firebuild.engine.core import Engine
+from firebuild.engine.space import spare_room
 from firebuild.errors import FirebuildError
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def each_machine(names: Iterable[str], act: Callable[[Engine, str], object]) -> 
 def each_object(names: Iterable[str], act: Callable[[Engine, str], str]) -> int:
     """Do this with each object, whatever happens to the others, and print what it answers; returns the exit status."""
     status = 0
-    with Engine() as engine:
+    # What ends and is removed must be recorded also on a full disk.
+    with Engine() as engine, spare_room(engine):
         for name in names:
             try:
                 click.echo(act(engine, name))

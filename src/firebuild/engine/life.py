@@ -14,6 +14,7 @@ from firebuild.host.deadline import Deadline
 from firebuild.machine.lifecycle import start_again
 from firebuild.machine.living import pause_machine, rename_machine, resume_machine, wait_machine, wait_until
 from firebuild.machine.metadata import parse_signal
+from firebuild.machine.orphans import await_start
 from firebuild.machine.state import ENDED, MachineRecord, State
 from firebuild.names import PortMapping, parse_machine_name
 
@@ -28,6 +29,10 @@ def start_ended(engine: Engine, name: str) -> MachineRecord:
     """
     engine.repair()
     record = engine.machines.records.get(name)
+    if record.state in (State.CREATED, State.STARTING):
+        # Another command starts it, or has died while it did, and its supervisor is at work on that.
+        await_start(engine.machines, record.spec.id)
+        record = engine.machines.records.get(name)
     if record.effective_state not in ENDED:
         if record.state is State.PAUSED:
             raise MachineError(

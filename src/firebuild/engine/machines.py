@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -19,7 +20,7 @@ from firebuild.engine.kernels import get_boot
 from firebuild.engine.raw_disks import plan_raw_disks
 from firebuild.engine.space import require_room
 from firebuild.engine.volumes import ensure, plan_drives
-from firebuild.errors import FirebuildError, MachineError, UsageError
+from firebuild.errors import ConflictError, FirebuildError, MachineError, NameTakenError, UsageError
 from firebuild.host.files import copy_sparse
 from firebuild.host.identity import find_identity
 from firebuild.images.skopeo import Access
@@ -53,6 +54,7 @@ INIT_LABEL = "org.firebuild.init"
 USER_LABEL = "org.firebuild.user"
 
 _ADJECTIVES = ("amber", "brisk", "calm", "clever", "eager", "fond", "gentle", "happy", "keen", "lively", "mellow")
+_NAME_TRIES = 20
 _NOUNS = ("badger", "comet", "delta", "ember", "falcon", "grove", "harbor", "island", "juniper", "lagoon", "maple")
 
 
@@ -115,11 +117,18 @@ def run_machine(
     first. Raises FirebuildError; then nothing of it is left."""
     require_room(engine, 0, f"starting a machine from {request.image}")
     with engine.use_store(adds=False):
-        return _run_machine(engine, request, progress, report)
+        if request.name is not None:
+            return _run_machine(engine, request, parse_machine_name(request.name), progress, report)
+        for _ in range(_NAME_TRIES):
+            # Among hundreds of machines two random names are soon the same; who is told so has begun nothing yet.
+            with suppress(NameTakenError):
+                return _run_machine(engine, request, make_name(), progress, report)
+    raise ConflictError("no free name was found for the machine", hint="choose one with --name")
 
 
-def _run_machine(engine: Engine, request: RunRequest, progress: Progress | None, report: Report) -> MachineRecord:
-    name = parse_machine_name(request.name) if request.name is not None else make_name()
+def _run_machine(
+    engine: Engine, request: RunRequest, name: str, progress: Progress | None, report: Report
+) -> MachineRecord:
     _check(request)
     engine.repair(quick=True)
     found = None if request.pull == "always" else engine.keep_image(lambda: find_baseos(engine, request.image))
@@ -236,9 +245,7 @@ def _check_name_free(engine: Engine, name: str) -> None:
     """An early answer, before a disk is made; the database's unique index is what decides."""
     taken = engine.machines.records.find(name)
     if taken is not None and taken.spec.name == name:
-        from firebuild.errors import ConflictError
-
-        raise ConflictError(
+        raise NameTakenError(
             f"the name `{name}` is taken by the machine {taken.spec.id} ({taken.effective_state})",
             hint=f"choose another --name, or remove it: firebuild rm {name}",
         )
@@ -366,11 +373,11 @@ def purge(engine: Engine) -> tuple[list[str], list[str], list[FirebuildError]]:
     return removed, repaired, failures
 
 
-def note_end(engine: Engine, machine_id: str) -> None:
-    """What the supervisor calls when its VMM has ended."""
+def note_end(engine: Engine, machine_id: str, life: int | None) -> None:
+    """What the supervisor of that life calls when its VMM has ended."""
     record = engine.machines.records.find(machine_id)
     if record is not None:
-        finish_machine(engine.machines, record.spec.id)
+        finish_machine(engine.machines, record.spec.id, life)
 
 
 def note_change(engine: Engine, machine_id: str, *, health: str | None, restarts: int | None) -> None:

@@ -55,7 +55,7 @@ def _acquire(descriptor: int, what: str, operation: int, deadline: Deadline | No
         return
     except OSError as error:
         if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN):
-            raise
+            raise map_os_error(error, f"locking {what}") from error
     busy = BusyError(f"{what} is in use by another firebuild process", hint="wait for it to end, or end it")
     if deadline is None:
         raise busy

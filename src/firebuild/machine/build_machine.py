@@ -124,7 +124,7 @@ def tied_running(services: MachineServices, spec: MachineSpec) -> Iterator[None]
         raise
     finally:
         with hold_interrupts():
-            finish_machine(services, spec.id)
+            finish_machine(services, spec.id, None)
 
 
 def _explain_loss(error: GuestError, paths: MachineLayout) -> None:

@@ -120,10 +120,7 @@ def _start_recorded(
         try:
             _make_folder(paths.state)
             prepare(paths)
-            started = _start(services, spec, boot, paths, tie, stays_tied=owner is not None, await_attach=await_attach)
-            if owner is None:
-                tie.release()
-            return started
+            return _start(services, spec, boot, paths, tie, stays_tied=owner is not None, await_attach=await_attach)
         except BaseException as error:
             evidence = collect_evidence(paths) if wants_evidence(error) else None
             # A second Ctrl-C must not stop the undoing half-way.
@@ -151,12 +148,10 @@ def start_again(
         detach_network(services.networks, machine_id, deadline=Deadline(_CLEANUP_S, "taking down the network"))
         remove_tree(paths.run)
         try:
-            started = _start(
+            return _start(
                 services, record.spec, boot, paths, owner, stays_tied=False, life=record.progress.life + 1,
                 await_attach=await_attach,
             )  # fmt: skip
-            owner.release()
-            return started
         except BaseException as error:
             evidence = collect_evidence(paths) if wants_evidence(error) else None
             with hold_interrupts():
@@ -209,7 +204,7 @@ def _start(
         spec, paths,
         plan_emulator(vmm_id=spec.id, api_socket=paths.api_socket, log=paths.vmm_log, binary=services.vmm_binary),
         netns=Path(attachments[0].netns_path) if attachments else None,
-        on_exit=[*_SELF, "machine-ended", spec.id],
+        on_exit=[*_SELF, "machine-ended", spec.id, "--life", str(life)],
         on_change=[*_SELF, "machine-changed", spec.id],
         owner=owner,
         environment={
@@ -227,7 +222,9 @@ def _start(
         _await_ready(spec, link, deadline)
     progress = msgspec.structs.replace(progress, ready_at_ns=time.time_ns())
     if not stays_tied:
-        # Before it is released: a machine that has outlived its owner must never be recorded as that one's.
+        # Before it is recorded: what is recorded as running does not end with this command, if that is killed now. A
+        # machine that is released, and still recorded as starting, is undone by whoever finds it without its owner.
+        owner.release()
         progress = msgspec.structs.replace(progress, owner=None)
     records.update(spec.id, State.RUNNING, progress)
     return services.records.get(spec.id)
@@ -390,10 +387,13 @@ def _end_supervisor(services: MachineServices, record: MachineRecord, supervisor
     return ended or kill_and_wait(supervisor, grace_s=0)
 
 
-def finish_machine(services: MachineServices, machine_id: MachineId, *, reason: str | None = None) -> None:
+def finish_machine(
+    services: MachineServices, machine_id: MachineId, life: int | None, *, reason: str | None = None
+) -> None:
     """What follows a machine's end: the network is taken down, its sockets removed, its end recorded. Idempotent.
 
-    Called by the supervisor through `firebuild machine-ended`, and by whoever finds a machine that ended unseen.
+    Called by the supervisor through `firebuild machine-ended`, and by whoever finds a machine that ended unseen. Only that
+    `life` is finished (None: whichever it is): it may have been started again while the lock was waited for.
     """
     if services.records.find(machine_id) is None:
         return
@@ -402,7 +402,7 @@ def finish_machine(services: MachineServices, machine_id: MachineId, *, reason: 
         if record is None:
             # Removed while we waited for its lock.
             return
-        if record.state in ENDED:
+        if record.state in ENDED or life not in (None, record.progress.life):
             return
         if record.state in (State.CREATED, State.STARTING):
             # Its command died while starting it: nobody ever had this machine.
@@ -477,7 +477,7 @@ def stop_machine(services: MachineServices, record: MachineRecord, *, timeout_s:
     paths = services.layout.machine(spec.id)
     supervisor = record.progress.supervisor
     if record.effective_state in ENDED or supervisor is None:
-        finish_machine(services, spec.id)
+        finish_machine(services, spec.id, record.progress.life)
         _settle_lost(services, spec.id)
         return
     with open_supervisor(paths) as link:
@@ -498,7 +498,7 @@ def stop_machine(services: MachineServices, record: MachineRecord, *, timeout_s:
                 link.kill_vmm()
             if not wait_gone(supervisor, 30):
                 kill_and_wait(supervisor, grace_s=5)
-    finish_machine(services, spec.id, reason="stopped by the user" if not forced else "killed")
+    finish_machine(services, spec.id, record.progress.life, reason="stopped by the user" if not forced else "killed")
 
 
 def _settle_lost(services: MachineServices, machine_id: MachineId) -> None:

@@ -121,7 +121,7 @@ def _await_health(services: MachineServices, record: MachineRecord, wanted: str,
             if event.get("event") == "health" and event.get("status") == wanted:
                 return True
     if not record.alive:
-        finish_machine(services, record.spec.id)
+        finish_machine(services, record.spec.id, record.progress.life)
     return False
 
 
@@ -142,6 +142,6 @@ def wait_machine(services: MachineServices, record: MachineRecord, deadline: Dea
                     code = event["code"]
         if record.progress.supervisor is not None:
             wait_gone(record.progress.supervisor, _END_S if deadline is None else min(_END_S, deadline.check()))
-    finish_machine(services, machine_id)
+    finish_machine(services, machine_id, record.progress.life)
     ended = services.records.find(machine_id)
     return code if ended is None else ended.progress.exit_code

@@ -1,14 +1,23 @@
-"""Machines that are ending without their owner: finished, or waited for."""
+"""Machines that somebody else is starting or that are ending without their owner: waited for, or finished."""
 
 from __future__ import annotations
 
 from firebuild.errors import BusyError, FirebuildError
 from firebuild.host.identity import wait_gone
-from firebuild.machine.lifecycle import finish_machine
-from firebuild.machine.services import MachineServices
-from firebuild.machine.state import ENDED, MachineRecord
+from firebuild.machine.lifecycle import finish_machine, settle_start
+from firebuild.machine.services import MachineServices, hold_machine
+from firebuild.machine.state import ENDED, MachineRecord, State
+from firebuild.names import MachineId
 
 _CLEANUP_S = 120.0
+
+
+def await_start(services: MachineServices, machine_id: MachineId) -> None:
+    """Wait until a start has come to its end; one whose command has died is settled. Raises BusyError."""
+    with hold_machine(services, machine_id) as paths:
+        record = services.records.find(machine_id)
+        if record is not None and record.state in (State.CREATED, State.STARTING):
+            settle_start(services, record, paths, reason="its start was cut short")
 
 
 def finish_orphans(services: MachineServices) -> tuple[list[str], list[FirebuildError]]:
@@ -22,7 +31,7 @@ def finish_orphans(services: MachineServices) -> tuple[list[str], list[Firebuild
         if record.state in ENDED or not _ends_alone(services, record):
             continue
         try:
-            finish_machine(services, record.spec.id)
+            finish_machine(services, record.spec.id, record.progress.life)
             supervisor = record.progress.supervisor
             if supervisor is not None and not wait_gone(supervisor, _CLEANUP_S):
                 raise BusyError(

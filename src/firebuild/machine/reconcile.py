@@ -85,6 +85,7 @@ def _sweep(services: MachineServices) -> list[str]:
     for root in (services.layout.machines, services.layout.machines_run):
         for folder in root.iterdir() if root.is_dir() else ():
             if folder.name not in known and _abandoned(services, folder.name):
+                _end_forgotten(services, folder.name)
                 remove_tree(folder)
                 swept.append(f"folder of the forgotten machine {folder.name}: removed")
     for lock in services.layout.machine_locks.iterdir():
@@ -92,6 +93,19 @@ def _sweep(services: MachineServices) -> list[str]:
             # Looking is enough: a lock whose machine is gone goes with whoever held it last.
             _abandoned(services, lock.name)
     return swept
+
+
+def _end_forgotten(services: MachineServices, name: str) -> None:
+    """A database that was moved away may have known machines that run: their supervisors still listen."""
+    from firebuild.machine.supervisor import open_supervisor
+
+    with open_supervisor(services.layout.machine(MachineId(name))) as link:
+        if link is None:
+            return
+        link.kill_vmm()
+        deadline = Deadline(_CLEANUP_S, f"ending the forgotten machine {name}")
+        while link.find_event(deadline) is not None:
+            continue
 
 
 def _repair_names(folder: Path | None) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from firebuild.errors import ConflictError, NotFoundError, StoreError
+from firebuild.errors import ConflictError, NameTakenError, NotFoundError, StoreError
 from firebuild.host.identity import ProcessIdentity, get_boot_id, is_alive
 from firebuild.machine.happenings import note_machine, note_transition
 from firebuild.machine.spec import MachineSpec
@@ -129,7 +129,7 @@ class MachineRecords:
         self._database = database
 
     def insert(self, spec: MachineSpec, progress: Progress) -> MachineRecord:
-        """Record the intent to have this machine. Raises ConflictError if the name is taken."""
+        """Record the intent to have this machine. Raises NameTakenError."""
         now = time.time_ns()
         columns = (spec.id, spec.name, spec.kind, State.CREATED, _encode(spec), _encode(progress), now, now)
         try:
@@ -145,7 +145,7 @@ class MachineRecords:
         return MachineRecord(spec=spec, state=State.CREATED, progress=progress, created_at_ns=now)
 
     def change_spec(self, spec: MachineSpec) -> None:
-        """Record a machine's changed spec, which may have a new name. Raises ConflictError if that is taken."""
+        """Record a machine's changed spec, which may have a new name. Raises NameTakenError."""
         try:
             with self._database.transaction():
                 before = self._database.query("SELECT name FROM machines WHERE id = ?", (spec.id,))
@@ -161,10 +161,10 @@ class MachineRecords:
         except ConflictError:
             raise self._taken(spec.name) from None
 
-    def _taken(self, name: str) -> ConflictError:
+    def _taken(self, name: str) -> NameTakenError:
         owner = self.find(name)
         by = f" by the machine {owner.spec.id} ({owner.effective_state})" if owner else ""
-        return ConflictError(
+        return NameTakenError(
             f"the name `{name}` is taken{by}", hint=f"choose another name, or remove it: firebuild rm {name}"
         )
 
@@ -251,4 +251,15 @@ def _decode(row: sqlite3.Row) -> MachineRecord:
             told_health=None if health is None else str(health),
         )
     except (msgspec.DecodeError, ValueError) as error:
-        raise StoreError(f"a machine's record in the database does not parse: {error}") from error
+        raise StoreError(
+            f"the record of the machine {_name_in(str(spec))} in the database does not parse: {error}",
+            hint="use the firebuild that wrote it; or move the database away: `firebuild purge` then ends what runs",
+        ) from error
+
+
+def _name_in(spec: str) -> str:
+    """The name in a record that may be damaged in any way."""
+    try:
+        return str(msgspec.json.decode(spec)["name"])[:64]
+    except (msgspec.DecodeError, LookupError, TypeError):
+        return "whose specification is damaged"

@@ -48,7 +48,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
         id=ID, name="one", kind="build", hostname="one", kernel="k", cpus=1, memory_mib=128, network=None
     )
     bench = Bench(Layout(tmp_path / "s", tmp_path / "r"), MachineRecord(spec, State.CREATED, Progress(), 0), [])
-    monkeypatch.setattr(orphans, "finish_machine", lambda services, machine_id: bench.finished.append(machine_id))
+    monkeypatch.setattr(orphans, "finish_machine", lambda services, machine_id, life: bench.finished.append(machine_id))
     monkeypatch.setattr(orphans, "_CLEANUP_S", 0.01)
     return bench
 

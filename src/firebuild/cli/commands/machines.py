@@ -67,8 +67,9 @@ def rm(machines: tuple[str, ...], vmm_ids: tuple[str, ...], force: bool) -> int:
 def purge() -> int:
     """Remove all ended machines and everything that crashes left."""
     from firebuild.engine.machines import purge as purge_machines
+    from firebuild.engine.space import spare_room
 
-    with Engine() as engine:
+    with Engine() as engine, spare_room(engine):
         removed, repaired, failures = purge_machines(engine)
     for sentence in repaired:
         note(sentence)
@@ -82,14 +83,16 @@ def purge() -> int:
 
 @click.command(hidden=True)
 @click.argument("machine_id")
-def machine_ended(machine_id: str) -> None:
+@click.option("--life", type=int)
+def machine_ended(machine_id: str, life: int | None) -> None:
     """Called by the supervisor when its VMM has ended."""
     from firebuild.config.settings import load_settings
     from firebuild.engine.machines import note_end
+    from firebuild.engine.space import spare_room
 
     # The supervisor's environment says it all: the profile may be another by now, or gone.
-    with Engine(load_settings()[0]) as engine:
-        note_end(engine, machine_id)
+    with Engine(load_settings()[0]) as engine, spare_room(engine):
+        note_end(engine, machine_id, life)
 
 
 @click.command("machine-changed", hidden=True)
