@@ -21,6 +21,7 @@ pub enum ErrorCode {
     Io,
     BadArchive,
     Limit,
+    HookFailed,
     Internal,
 }
 
@@ -43,6 +44,7 @@ impl ErrorCode {
             Self::Io => "io",
             Self::BadArchive => "bad-archive",
             Self::Limit => "limit",
+            Self::HookFailed => "hook-failed",
             Self::Internal => "internal",
         }
     }

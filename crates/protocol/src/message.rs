@@ -349,7 +349,26 @@ pub struct ClockRequest {
     pub clock_ns: u64,
 }
 
-/// A request without arguments: `hello`, `poweroff`.
+/// `continue` on the control port.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct ContinueRequest {
+    pub op: String,
+    pub clock_ns: u64,
+}
+
+/// `resume` on the control port: what a restored guest is from now on.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct ResumeRequest {
+    pub op: String,
+    pub clock_ns: u64,
+    /// Random bytes of the host, in hexadecimal digits.
+    pub seed: String,
+    pub boot: BootDocument,
+}
+
+/// A request without arguments: `hello`, `pause-for-snapshot`, `poweroff`.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct PlainRequest {

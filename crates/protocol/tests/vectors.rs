@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use firebuild_protocol::frame::{read_frame, write_frame, FrameType};
+use firebuild_protocol::message::{ContinueRequest, PlainRequest, ResumeRequest};
 use firebuild_protocol::record::{self, Decoder, Record, RecordError};
 use firebuild_protocol::{Frame, ProtocolError};
 use serde_json::Value;
@@ -27,6 +28,23 @@ fn read_all(mut bytes: &[u8]) -> Result<Vec<Frame>, ProtocolError> {
             Err(error) => return Err(error),
         }
     }
+}
+
+#[test]
+fn requests_about_snapshots_are_understood_and_unknown_keys_are_refused() {
+    let request = |name: &str| {
+        let all = vectors(include_str!("../../../protocol/vectors/frames.json"));
+        all.into_iter().find(|vector| vector["name"] == name).unwrap()["frames"][0]["json"].clone()
+    };
+    let resume: ResumeRequest = serde_json::from_value(request("resume request")).unwrap();
+    assert_eq!((resume.clock_ns, resume.seed.len()), (1_700_000_000_123_456_789, 128));
+    assert_eq!(resume.boot.interfaces[0].gateway.as_deref(), Some("192.168.127.1"));
+    let mut more = request("resume request");
+    more["force"] = Value::Bool(true);
+    assert!(serde_json::from_value::<ResumeRequest>(more).is_err());
+    serde_json::from_value::<PlainRequest>(request("pause-for-snapshot request")).unwrap();
+    let go_on: ContinueRequest = serde_json::from_value(request("continue request")).unwrap();
+    assert_eq!(go_on.clock_ns, resume.clock_ns);
 }
 
 #[test]

@@ -152,6 +152,7 @@ impl Agent {
                     }
                 }
                 Ok(News::Order(Order::Restart(restart))) => self.tell_service(&PushEvent::Policy { restart }),
+                Ok(News::Order(Order::Resumed { .. })) => boot::tell_ready(&self.guest, self.guest.supervision.pid()),
                 Ok(News::Order(Order::Signal(signal))) => {
                     self.signal_service(signal);
                 }
@@ -182,7 +183,7 @@ impl Agent {
                     if pid.is_none() {
                         // Nobody else is there to do it: an entrypoint's health is checked by its service.
                         if let Ok(profile) = self.guest.profile() {
-                            entrypoint::check_health(&self.guest, profile);
+                            entrypoint::check_health(&self.guest, &profile);
                         }
                     }
                 }
@@ -223,6 +224,12 @@ impl Agent {
     fn ask_init(&mut self) {
         if std::mem::replace(&mut self.asked_init, true) {
             return;
+        }
+        if self.guest.hold.is_held() {
+            // The init stands still.
+            self.tell_exit();
+            self.guest.push.close(HOST_GRACE);
+            crate::teardown::reboot();
         }
         boot::step(&self.guest, "stop-init");
         self.guest.supervision.halt();

@@ -240,7 +240,7 @@ impl State {
 /// `attach`: until the entrypoint has ended or the client has gone.
 pub fn serve(guest: &Guest, request: &AttachRequest, stream: &mut FdStream) -> Result<(), TaskError> {
     guest.profile()?;
-    let document = &guest.document;
+    let document = guest.document();
     let reply = to_json(&AttachReply { tty: document.tty, stdin: document.stdin });
     let size = (request.rows > 0 && request.cols > 0).then_some((request.rows, request.cols));
     let attached = &guest.supervision.attached;

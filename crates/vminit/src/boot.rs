@@ -132,7 +132,7 @@ pub fn step(guest: &Guest, name: &str) {
 
 /// Everything between the boot document and `ready`.
 fn configure(guest: &Arc<Guest>, booted: &mut Booted) -> Result<(), TaskError> {
-    let document = &guest.document;
+    let document = &*guest.document();
     step(guest, "check-boot-document");
     config::check(document)?;
     step(guest, "network");
@@ -185,13 +185,32 @@ fn configure(guest: &Arc<Guest>, booted: &mut Booted) -> Result<(), TaskError> {
     guest.set_configured(profile);
     tell_ready(guest, pid);
     if document.start_entrypoint && document.await_attach {
-        let own = Arc::clone(guest);
-        start_thread("start", move || {
-            std::thread::sleep(ATTACH_TAKES);
-            own.order(Order::Start);
-        })?;
+        start_if_nobody_attaches(guest)?;
     }
     Ok(())
+}
+
+fn start_if_nobody_attaches(guest: &Arc<Guest>) -> Result<(), TaskError> {
+    let own = Arc::clone(guest);
+    start_thread("start", move || {
+        std::thread::sleep(ATTACH_TAKES);
+        own.order(Order::Start);
+    })
+}
+
+/// The guest was resumed as another machine. False if its entrypoint cannot be started, which ends it.
+fn go_on_as(guest: &Arc<Guest>, booted: &mut Booted, start: bool) -> bool {
+    let awaits = guest.document().await_attach;
+    if start && !awaits && !start_late(guest, booted) {
+        return false;
+    }
+    if start && awaits {
+        if let Err(error) = start_if_nobody_attaches(guest) {
+            log::error(&error.to_string());
+        }
+    }
+    tell_ready(guest, guest.supervision.pid());
+    true
 }
 
 /// Start the entrypoint, unless it has been; false if it cannot be started, which ends the machine.
@@ -200,7 +219,7 @@ fn start_late(guest: &Arc<Guest>, booted: &mut Booted) -> bool {
         return true;
     }
     step(guest, "start-entrypoint");
-    let Err(error) = guest.profile().and_then(|profile| start_entrypoint(guest, profile, booted)) else { return true };
+    let Err(error) = guest.profile().and_then(|profile| start_entrypoint(guest, &profile, booted)) else { return true };
     guest.supervision.attached.fail(&error);
     fail(guest, &error);
     if let Some(exit) = booted.unstarted {
@@ -211,7 +230,7 @@ fn start_late(guest: &Arc<Guest>, booted: &mut Booted) -> bool {
 
 /// The folders that the image calls volumes: those that it has stay as they are, the others are made, as Docker does.
 /// One that cannot be made is no reason not to boot.
-fn make_volumes(paths: &[String]) -> Vec<String> {
+pub fn make_volumes(paths: &[String]) -> Vec<String> {
     let make = |path: &String| {
         let path = format!("/{}", path.trim_start_matches('/'));
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&path);
@@ -220,14 +239,14 @@ fn make_volumes(paths: &[String]) -> Vec<String> {
     paths.iter().filter_map(make).collect()
 }
 
-fn hostname_of(document: &BootDocument, profile: &Profile) -> String {
+pub fn hostname_of(document: &BootDocument, profile: &Profile) -> String {
     const LONGEST: usize = 64;
     let own = &profile.metadata.local_hostname;
     let name = if own.is_empty() { &document.id } else { own };
     name.chars().take(LONGEST).collect()
 }
 
-fn write_files(document: &BootDocument, profile: &Profile, hostname: &str) -> Result<(), TaskError> {
+pub fn write_files(document: &BootDocument, profile: &Profile, hostname: &str) -> Result<(), TaskError> {
     etc::write_all(&document.id, hostname, &document.interfaces, &document.dns, &profile.metadata.env)?;
     let passwd = files::read_or_empty("/etc/passwd", 4 << 20)?;
     for failure in etc::write_keys(&profile.metadata.users, &passwd) {
@@ -314,6 +333,11 @@ fn wait_for_end(guest: &Arc<Guest>, orders: &Receiver<Order>, booted: &mut Boote
                     return;
                 }
             }
+            Ok(Order::Resumed { start }) => {
+                if !go_on_as(guest, booted, start) {
+                    return;
+                }
+            }
             Ok(Order::Restart(restart)) => guest.supervision.set_restart(restart),
             Ok(Order::Signal(signal)) => {
                 if let Some(pid) = guest.supervision.pid() {
@@ -336,6 +360,6 @@ fn wait_for_end(guest: &Arc<Guest>, orders: &Receiver<Order>, booted: &mut Boote
 fn heed_signals(guest: &Guest) {
     while let Ok(signal) = sys::wait_for_stop_signal() {
         log::note(&format!("signal {signal}"));
-        guest.order(Order::Stop { signal: guest.document.stop_signal, timeout: STOP_TIMEOUT });
+        guest.order(Order::Stop { signal: guest.document().stop_signal, timeout: STOP_TIMEOUT });
     }
 }

@@ -7,9 +7,10 @@ use crate::processes;
 use crate::session;
 use crate::stream::FdStream;
 use crate::util::{refuse, start_thread_with};
-use crate::{attach, copy};
+use crate::{attach, copy, resume, snapshot};
 use firebuild_protocol::message::{
-    op_of, ClockRequest, CopyRequest, ExecRequest, PlainRequest, Restart, RestartRequest, SignalRequest, StopRequest,
+    op_of, ClockRequest, ContinueRequest, CopyRequest, ExecRequest, PlainRequest, Restart, RestartRequest,
+    ResumeRequest, SignalRequest, StopRequest,
 };
 use firebuild_protocol::{
     ErrorCode, FrameStream, FrameType, ProtocolError, SessionOptions, TaskError, PROTOCOL_VERSION,
@@ -81,15 +82,23 @@ fn serve_one(guest: &Arc<Guest>, stream: &mut FdStream) -> Result<(), TaskError>
             crate::boot::set_clock(parse::<ClockRequest>(request)?.clock_ns);
             reply(stream, &json!({}))
         }
+        "pause-for-snapshot" => pause_for_snapshot(guest, request, stream),
+        "continue" => go_on(guest, &parse(request)?, stream),
+        "resume" => {
+            let request: ResumeRequest = parse(request)?;
+            guest.profile()?;
+            reply(stream, &resume::resume(guest, &request)?)
+        }
         "stop" => stop(guest, &parse(request)?, stream),
         "poweroff" => {
             parse::<PlainRequest>(request)?;
             reply(stream, &json!({}))?;
-            guest.order(Order::PowerOff);
+            power_off(guest);
             Ok(())
         }
         other if guest.is_build() => {
             guest.profile()?;
+            let _work = guest.hold.work();
             guest.builder.handle(other, &request, stream, &guest.reaper)
         }
         other => refuse(ErrorCode::UnsupportedOp, format!("no op {other:?}")),
@@ -106,7 +115,8 @@ fn reply(stream: &mut FdStream, value: &Value) -> Result<(), TaskError> {
 
 fn hello(guest: &Guest, request: Value, stream: &mut FdStream) -> Result<(), TaskError> {
     parse::<PlainRequest>(request)?;
-    let features: &[&str] = if guest.is_build() { &["exec", "copy", "build"] } else { &["exec", "copy", "attach"] };
+    let features: &[&str] =
+        if guest.is_build() { &["exec", "copy", "build", "snapshot"] } else { &["exec", "copy", "attach", "snapshot"] };
     reply(stream, &json!({"protocol": PROTOCOL_VERSION, "version": crate::VERSION, "features": features}))
 }
 
@@ -123,7 +133,7 @@ fn exec(guest: &Guest, request: &ExecRequest, stream: &mut FdStream) -> Result<(
         tty: request.tty,
         make_workdir: false,
     };
-    let (command, setup) = prepare(profile, &launch)?;
+    let (command, setup) = prepare(&profile, &launch)?;
     if request.detach {
         let pid = session::run_detached(&guest.reaper, command, setup)?;
         return reply(stream, &json!({"pid": pid}));
@@ -136,12 +146,14 @@ fn exec(guest: &Guest, request: &ExecRequest, stream: &mut FdStream) -> Result<(
 
 fn copy_in(guest: &Guest, request: &CopyRequest, stream: &mut FdStream) -> Result<(), TaskError> {
     guest.profile()?;
+    let _work = guest.hold.work();
     let (entries, bytes) = copy::copy_in(&request.path, stream)?;
     reply(stream, &json!({"entries": entries, "bytes": bytes}))
 }
 
 fn copy_out(guest: &Guest, request: &CopyRequest, stream: &mut FdStream) -> Result<(), TaskError> {
     guest.profile()?;
+    let _work = guest.hold.work();
     copy::copy_out(&request.path, stream)
 }
 
@@ -174,6 +186,27 @@ fn set_restart(guest: &Guest, request: &RestartRequest, stream: &mut FdStream) -
     reply(stream, &json!({}))
 }
 
+fn pause_for_snapshot(guest: &Guest, request: Value, stream: &mut FdStream) -> Result<(), TaskError> {
+    parse::<PlainRequest>(request)?;
+    guest.profile()?;
+    reply(stream, &json!({ "held_by": snapshot::pause(guest)? }))
+}
+
+fn go_on(guest: &Guest, request: &ContinueRequest, stream: &mut FdStream) -> Result<(), TaskError> {
+    guest.profile()?;
+    crate::boot::set_clock(request.clock_ns);
+    snapshot::go_on(guest)?;
+    reply(stream, &json!({}))
+}
+
+/// Who is held ends without going on.
+fn power_off(guest: &Guest) {
+    if guest.hold.is_held() {
+        snapshot::give_up(guest);
+    }
+    guest.order(Order::PowerOff);
+}
+
 fn check_signal(signal: i32) -> Result<(), TaskError> {
     if (1..=64).contains(&signal) {
         return Ok(());
@@ -185,6 +218,10 @@ fn stop(guest: &Guest, request: &StopRequest, stream: &mut FdStream) -> Result<(
     check_signal(request.signal)?;
     let timeout = Duration::from_millis(request.timeout_ms).min(LONGEST_STOP);
     reply(stream, &json!({}))?;
+    if guest.hold.is_held() {
+        power_off(guest);
+        return Ok(());
+    }
     guest.order(Order::Stop { signal: request.signal, timeout });
     Ok(())
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// Start it. Returns its pid once the program has been executed.
 pub fn start(guest: &Arc<Guest>, profile: &Profile) -> Result<u32, TaskError> {
     let size = guest.supervision.attached.size();
-    let (started, ends) = launch(&guest.reaper, profile, &guest.document, size)?;
+    let (started, ends) = launch(&guest.reaper, profile, &guest.document(), size)?;
     let pid = started.pid;
     guest.supervision.set_pid(Some(pid));
     check_health(guest, profile);
@@ -30,7 +30,7 @@ pub fn start(guest: &Arc<Guest>, profile: &Profile) -> Result<u32, TaskError> {
         };
         let mut tell = |event: &PushEvent| own.push.event(event);
         let first = (started, ends);
-        let exit = follow_all(&own.reaper, &profile, &own.document, &own.supervision, first, &mut sink, &mut tell);
+        let exit = follow_all(&own.reaper, &profile, &own.document(), &own.supervision, first, &mut sink, &mut tell);
         own.supervision.attached.end(exit);
         own.order(Order::EntrypointEnded(exit));
     })?;
@@ -39,7 +39,7 @@ pub fn start(guest: &Arc<Guest>, profile: &Profile) -> Result<u32, TaskError> {
 
 /// Check the machine's health from here on, if it is to be checked.
 pub fn check_health(guest: &Arc<Guest>, profile: &Profile) {
-    if let Some(check) = &guest.document.health {
+    if let Some(check) = &guest.document().health {
         let push = guest.push.clone();
         let tell = Box::new(move |event: &PushEvent| push.event(event));
         guest.supervision.set_health(Monitor::new(guest.reaper.clone(), profile.clone(), check.clone(), tell));

@@ -132,6 +132,21 @@ pub fn write_keys(users: &BTreeMap<String, MetadataUser>, passwd: &[u8]) -> Vec<
     failures
 }
 
+/// Take the users' `authorized_keys` away. A user who is not there, or has none, has none.
+pub fn remove_keys(names: &[String]) -> Result<(), TaskError> {
+    let passwd = files::read_or_empty("/etc/passwd", 4 << 20)?;
+    for entry in parse_passwd(&passwd).into_iter().filter(|entry| names.contains(&entry.name)) {
+        let path = format!("{}/.ssh/authorized_keys", entry.home);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).doing(format_args!("remove {path}"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn write_key(name: &str, keys: &str, passwd: &[u8]) -> Result<(), TaskError> {
     let Some(entry) = parse_passwd(passwd).into_iter().find(|entry| entry.name == name) else {
         return refuse(ErrorCode::NoSuchUser, "no such user in /etc/passwd");

@@ -1,15 +1,16 @@
 //! What the parts of a booted guest share: reaper, push stream, boot document, the orders to the main thread.
 
+use crate::hold::Hold;
 use crate::metadata::Profile;
 use crate::push::Push;
 use crate::reaper::Reaper;
 use crate::supervise::Supervision;
-use crate::util::refuse;
+use crate::util::{lock, refuse};
 use firebuild_layers::{Builder, Settings};
 use firebuild_protocol::message::{BootDocument, BootKind, Restart};
 use firebuild_protocol::{ErrorCode, ProcessExit, TaskError};
 use std::sync::mpsc::Sender;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// What other threads ask of the main one.
@@ -28,15 +29,21 @@ pub enum Order {
     Start,
     /// Another restart policy.
     Restart(Restart),
+    /// The guest is another machine now: start the entrypoint if it is to be started only now, and be `ready`.
+    Resumed {
+        start: bool,
+    },
 }
 
 pub struct Guest {
     pub reaper: Reaper,
     pub push: Push,
-    pub document: BootDocument,
+    document: Mutex<Arc<BootDocument>>,
     /// The layers of a build machine; of no use in another.
     pub builder: Builder,
-    profile: OnceLock<Profile>,
+    profile: Mutex<Option<Arc<Profile>>>,
+    /// Who works on files, and whether a snapshot has them wait.
+    pub hold: Hold,
     /// The entrypoint's; in system mode its service holds another.
     pub supervision: Supervision,
     orders: Sender<Order>,
@@ -45,24 +52,34 @@ pub struct Guest {
 impl Guest {
     pub fn new(reaper: Reaper, push: Push, document: BootDocument, orders: Sender<Order>) -> Self {
         let builder = Builder::new(Settings::default());
-        let (profile, supervision) = (OnceLock::new(), Supervision::default());
-        Self { reaper, push, document, builder, profile, supervision, orders }
+        let document = Mutex::new(Arc::new(document));
+        let (profile, hold, supervision) = (Mutex::default(), Hold::default(), Supervision::default());
+        Self { reaper, push, document, builder, profile, hold, supervision, orders }
     }
 
     pub fn is_build(&self) -> bool {
-        self.document.kind == BootKind::Build
+        self.document().kind == BootKind::Build
+    }
+
+    /// What the guest is: as it booted, or as it was resumed.
+    pub fn document(&self) -> Arc<BootDocument> {
+        Arc::clone(&lock(&self.document))
+    }
+
+    /// The guest becomes another machine.
+    pub fn set_document(&self, document: BootDocument) {
+        *lock(&self.document) = Arc::new(document);
     }
 
     /// The boot is done: requests are served from now on.
     pub fn set_configured(&self, profile: Profile) {
-        // Set once, by the boot.
-        let _ = self.profile.set(profile);
+        *lock(&self.profile) = Some(Arc::new(profile));
     }
 
     /// The metadata, or `busy` while the guest boots.
-    pub fn profile(&self) -> Result<&Profile, TaskError> {
-        match self.profile.get() {
-            Some(profile) => Ok(profile),
+    pub fn profile(&self) -> Result<Arc<Profile>, TaskError> {
+        match &*lock(&self.profile) {
+            Some(profile) => Ok(Arc::clone(profile)),
             None => refuse(ErrorCode::Busy, "the guest is still booting"),
         }
     }

@@ -34,7 +34,9 @@ pub fn hand_over(guest: &Guest, profile: &Profile) -> Result<(), TaskError> {
     if init != Init::Systemd {
         mounts::mount_own_folder()?;
     }
-    prepare_folder(&guest.document, profile)?;
+    prepare_folder()?;
+    save_document(&guest.document(), profile)?;
+    std::fs::copy("/proc/self/exe", PROGRAM).doing(format_args!("make {PROGRAM}"))?;
     init.install_service()?;
     let waits = start_agent(guest)?;
     crate::boot::step(guest, "start-init");
@@ -47,16 +49,18 @@ pub fn hand_over(guest: &Guest, profile: &Profile) -> Result<(), TaskError> {
     crate::teardown::reboot()
 }
 
-/// The document as agent and service read it: with the metadata in it.
-fn prepare_folder(document: &BootDocument, profile: &Profile) -> Result<(), TaskError> {
+fn prepare_folder() -> Result<(), TaskError> {
     let folder = files::open_directory(FOLDER)?;
-    rustix::fs::fchmod(&folder, rustix::fs::Mode::from_raw_mode(0o700)).doing("protect /run/firebuild")?;
+    rustix::fs::fchmod(&folder, rustix::fs::Mode::from_raw_mode(0o700)).doing("protect /run/firebuild")
+}
+
+/// The document as agent and service read it: with the metadata in it.
+pub fn save_document(document: &BootDocument, profile: &Profile) -> Result<(), TaskError> {
+    let folder = files::open_directory(FOLDER)?;
     let mut document = document.clone();
     document.mmds = None;
     document.metadata = Some(profile.metadata.clone());
-    files::replace_at(&folder, DOCUMENT, &to_json(&document), 0o600, None)?;
-    std::fs::copy("/proc/self/exe", PROGRAM).doing(format_args!("make {PROGRAM}"))?;
-    Ok(())
+    files::replace_at(&folder, DOCUMENT, &to_json(&document), 0o600, None)
 }
 
 /// What [`hand_over`] wrote.

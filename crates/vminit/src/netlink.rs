@@ -10,15 +10,20 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
+const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_REPLACE: u16 = 0x100;
 const NLM_F_CREATE: u16 = 0x400;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
@@ -44,6 +49,8 @@ pub struct LinkChange<'a> {
     pub name: Option<&'a str>,
     pub mtu: Option<u32>,
     pub up: Option<bool>,
+    /// The MAC.
+    pub address: Option<[u8; 6]>,
 }
 
 /// A route to `destination` (None: everything), through a gateway or straight out of the interface.
@@ -100,6 +107,9 @@ fn link_message(index: u32, change: LinkChange<'_>) -> Vec<u8> {
     if let Some(mtu) = change.mtu {
         message.attribute(IFLA_MTU, &mtu.to_ne_bytes());
     }
+    if let Some(address) = change.address {
+        message.attribute(IFLA_ADDRESS, &address);
+    }
     message.finish()
 }
 
@@ -133,6 +143,32 @@ fn address_message(index: u32, address: IpAddr, prefix: u8) -> Vec<u8> {
         IpAddr::V6(_) => message.attribute(IFA_FLAGS, &IFA_F_NODAD.to_ne_bytes()),
     }
     message.finish()
+}
+
+/// The same message asks for it to be taken away: its fixed part and attributes are what the kernel listed.
+fn deletion(listed: &[u8]) -> Vec<u8> {
+    Message::new(RTM_DELADDR, 0, listed).finish()
+}
+
+/// The addresses of an interface among the messages of a dump, each as the kernel wrote it after the header; and whether the
+/// dump ends with them.
+fn take_addresses(mut messages: &[u8], index: u32) -> (Vec<Vec<u8>>, bool) {
+    let mut found = Vec::new();
+    while let Some(header) = messages.get(..16) {
+        let number = |at: usize| header.get(at..at + 4).and_then(|four| four.try_into().ok()).map(u32::from_ne_bytes);
+        let kind = header.get(4..6).and_then(|two| two.try_into().ok()).map_or(NLMSG_DONE, u16::from_ne_bytes);
+        let length = number(0).and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
+        if matches!(kind, NLMSG_DONE | NLMSG_ERROR) || length < 16 {
+            return (found, true);
+        }
+        let body = messages.get(16..length).unwrap_or_default();
+        let of = body.get(4..8).and_then(|four| four.try_into().ok()).map(u32::from_ne_bytes);
+        if kind == RTM_NEWADDR && of == Some(index) {
+            found.push(body.to_vec());
+        }
+        messages = messages.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    (found, false)
 }
 
 /// None if a route has neither a destination nor a gateway to take its family from.
@@ -180,6 +216,29 @@ impl RouteSocket {
         self.carry_out(&address_message(index, address, prefix))
     }
 
+    /// Take all its addresses from an interface.
+    pub fn drop_addresses(&self, index: u32) -> std::io::Result<()> {
+        let mut fixed = vec![0_u8; 4];
+        fixed.extend_from_slice(&index.to_ne_bytes());
+        rustix::net::send(&self.0, &Message::new(RTM_GETADDR, NLM_F_DUMP, &fixed).finish(), SendFlags::empty())?;
+        let mut all = Vec::new();
+        loop {
+            let (found, is_last) = take_addresses(&self.receive()?, index);
+            all.extend(found);
+            if is_last {
+                break;
+            }
+        }
+        for listed in all {
+            match self.carry_out(&deletion(&listed)) {
+                // With the first address of a network its others may have gone.
+                Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
     pub fn add_route(&self, route: &Route) -> std::io::Result<()> {
         match route_message(route) {
             Some(message) => self.carry_out(&message),
@@ -188,20 +247,25 @@ impl RouteSocket {
     }
 
     fn carry_out(&self, message: &[u8]) -> std::io::Result<()> {
-        const PATIENCE: Duration = Duration::from_secs(5);
         rustix::net::send(&self.0, message, SendFlags::empty())?;
         loop {
-            if poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(PATIENCE))? == 0 {
-                return Err(std::io::Error::from_raw_os_error(libc::ETIMEDOUT));
-            }
-            let mut answer = [0_u8; 4096];
-            let (count, _) = rustix::net::recv(&self.0, answer.as_mut_slice(), RecvFlags::empty())?;
-            match acknowledgement(answer.get(..count).unwrap_or_default()) {
+            match acknowledgement(&self.receive()?) {
                 Some(0) => return Ok(()),
                 Some(errno) => return Err(std::io::Error::from_raw_os_error(errno)),
                 None => {}
             }
         }
+    }
+
+    fn receive(&self) -> std::io::Result<Vec<u8>> {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        if poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(PATIENCE))? == 0 {
+            return Err(std::io::Error::from_raw_os_error(libc::ETIMEDOUT));
+        }
+        let mut answer = vec![0_u8; 32 * 1024];
+        let (count, _) = rustix::net::recv(&self.0, answer.as_mut_slice(), RecvFlags::empty())?;
+        answer.truncate(count);
+        Ok(answer)
     }
 }
 
@@ -264,7 +328,7 @@ mod tests {
 
     #[test]
     fn messages_are_as_long_as_they_say_and_padded() {
-        let link = link_message(2, LinkChange { name: Some("eth0"), mtu: Some(1500), up: Some(true) });
+        let link = link_message(2, LinkChange { name: Some("eth0"), mtu: Some(1500), up: Some(true), address: None });
         assert_eq!(link.len(), 16 + 16 + 12 + 8);
         let address = address_message(2, "192.168.127.5".parse().unwrap(), 24);
         assert_eq!(address.len(), 16 + 8 + 3 * 8);
@@ -276,6 +340,18 @@ mod tests {
             assert_eq!(u32::from_ne_bytes(message[..4].try_into().unwrap()) as usize, message.len());
         }
         assert!(route_message(&Route { index: 2, destination: None, gateway: None, onlink: false }).is_none());
+    }
+
+    #[test]
+    fn addresses_of_a_dump() {
+        let dumped = |index: u32, address: &str| address_message(index, address.parse().unwrap(), 24);
+        let mut text = [dumped(2, "10.0.0.1"), dumped(3, "10.0.0.2"), dumped(2, "10.0.0.3")].concat();
+        let (found, is_last) = take_addresses(&text, 2);
+        assert_eq!((found.len(), is_last), (2, false));
+        assert_eq!(deletion(&found[0]).len(), dumped(2, "10.0.0.1").len());
+        text.extend([20, 0, 0, 0, 3, 0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert!(take_addresses(&text, 4).1);
+        assert!(take_addresses(&[0; 16], 2).1);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::netlink::{covers, parse_network, LinkChange, Route, RouteSocket};
 use crate::transport::Uevents;
-use crate::util::{refuse, Context, Deadline};
+use crate::util::{parse_hex, refuse, Context, Deadline};
 use firebuild_protocol::message::{Interface, Mmds};
 use firebuild_protocol::{ErrorCode, TaskError};
 use std::fs;
@@ -27,6 +27,36 @@ pub fn configure(interfaces: &[Interface], mmds: Option<&Mmds>, deadline: Deadli
         bring_up(&socket, interface)?;
     }
     mmds.map_or(Ok(()), |mmds| route_to_metadata(&socket, mmds))
+}
+
+/// Give the interfaces that are there, by their names, other MACs, addresses and routes.
+pub fn reconfigure(interfaces: &[Interface], mmds: Option<&Mmds>) -> Result<(), TaskError> {
+    let socket = RouteSocket::open()?;
+    for interface in interfaces {
+        let name = &interface.name;
+        let index = index_of(name)?;
+        // Its routes and neighbours go with that.
+        let down = LinkChange { up: Some(false), ..LinkChange::default() };
+        socket.change_link(index, down).doing(format_args!("take {name} down"))?;
+        socket.drop_addresses(index).doing(format_args!("take the addresses from {name}"))?;
+        let address = LinkChange { address: Some(parse_mac(&interface.mac)?), ..LinkChange::default() };
+        socket.change_link(index, address).doing(format_args!("give {name} the MAC {}", interface.mac))?;
+    }
+    for interface in interfaces {
+        bring_up(&socket, interface)?;
+    }
+    mmds.map_or(Ok(()), |mmds| route_to_metadata(&socket, mmds))
+}
+
+fn parse_mac(text: &str) -> Result<[u8; 6], TaskError> {
+    let bytes: Option<Vec<u8>> = text
+        .split(':')
+        .map(|part| parse_hex(part).and_then(|bytes| <[u8; 1]>::try_from(bytes).ok().map(|[byte]| byte)))
+        .collect();
+    match bytes.and_then(|bytes| bytes.try_into().ok()) {
+        Some(mac) => Ok(mac),
+        None => refuse(ErrorCode::BadRequest, format!("{text:?} is no MAC")),
+    }
 }
 
 fn index_of(name: &str) -> Result<u32, TaskError> {
@@ -62,7 +92,7 @@ fn bring_up(socket: &RouteSocket, interface: &Interface) -> Result<(), TaskError
     let name = &interface.name;
     let index = index_of(name)?;
     socket
-        .change_link(index, LinkChange { mtu: interface.mtu, up: Some(true), name: None })
+        .change_link(index, LinkChange { mtu: interface.mtu, up: Some(true), ..LinkChange::default() })
         .doing(format_args!("bring {name} up"))?;
     let mut networks = Vec::new();
     for text in &interface.addresses {
@@ -92,4 +122,19 @@ fn route_to_metadata(socket: &RouteSocket, mmds: &Mmds) -> Result<(), TaskError>
     socket
         .add_route(&Route { index, destination: Some((address, prefix)), gateway: None, onlink: false })
         .doing(format_args!("route {address} to {}", mmds.interface))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn macs() {
+        assert_eq!(parse_mac("b6:16:f2:3d:29:CF").unwrap(), [0xb6, 0x16, 0xf2, 0x3d, 0x29, 0xcf]);
+        for bad in
+            ["", "b6:16:f2:3d:29", "b6:16:f2:3d:29:cf:00", "b6:16:f2:3d:29:+f", "b616f23d29cf", "x6:16:f2:3d:29:cf"]
+        {
+            assert!(parse_mac(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -51,17 +51,32 @@ fn read(pid: u32, uptime_ms: u64, passwd: &[u8]) -> Option<ProcessInfo> {
     })
 }
 
+/// All processes of user space but this one.
+pub fn find_others() -> Vec<(u32, Stat)> {
+    let own = std::process::id();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| *pid != own).filter_map(|pid| Some((pid, find_stat(pid)?))).collect()
+}
+
+/// None for one of the kernel's threads, and one that is gone.
+pub fn find_stat(pid: u32) -> Option<Stat> {
+    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    parse_stat(&String::from_utf8_lossy(&text)).filter(|stat| pid != KTHREADD && stat.ppid != KTHREADD)
+}
+
+/// What /proc/PID/stat says of a process. `state`: one letter, as in proc(5).
 #[derive(Debug, PartialEq, Eq)]
-struct Stat {
-    name: String,
-    state: String,
-    ppid: u32,
+pub struct Stat {
+    pub name: String,
+    pub state: String,
+    pub ppid: u32,
     cpu_ticks: u64,
     start_ticks: u64,
 }
 
 /// /proc/PID/stat. The name may hold spaces and parentheses: fields are counted from its last parenthesis.
-fn parse_stat(text: &str) -> Option<Stat> {
+pub fn parse_stat(text: &str) -> Option<Stat> {
     let (head, rest) = text.rsplit_once(')')?;
     let name = head.split_once('(')?.1.to_owned();
     // The first of them is field 3.

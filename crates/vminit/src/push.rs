@@ -21,6 +21,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 struct Link {
     stream: Option<FdStream>,
+    /// No stream is opened until [`Push::reopen`].
+    is_suspended: bool,
     /// Counts the streams opened, so that the end of an old one is not taken for the end of the new one.
     generation: u64,
 }
@@ -45,7 +47,7 @@ impl Push {
     /// Open the stream and get the boot document.
     pub fn connect(transport: Arc<Transport>, deadline: Deadline) -> Result<(Self, BootReply), TaskError> {
         let request = boot_request();
-        let link = Link { stream: None, generation: 0 };
+        let link = Link { stream: None, is_suspended: false, generation: 0 };
         let shared =
             Shared { transport, request, link: Mutex::new(link), changed: Condvar::new(), give_up: Mutex::new(None) };
         let push = Self { shared: Arc::new(shared) };
@@ -135,6 +137,40 @@ impl Push {
         }
     }
 
+    /// Let the stream go and open no other: a snapshot must not hold one. What is to be sent waits.
+    pub fn suspend(&self, timeout: Duration) {
+        let stream = {
+            let mut link = lock(&self.shared.link);
+            link.is_suspended = true;
+            link.stream.take()
+        };
+        if let Some(stream) = stream {
+            stream.linger(timeout);
+        }
+    }
+
+    /// Open the stream again after [`Push::suspend`]. Tries until the deadline; without success the next call may.
+    pub fn reopen(&self, deadline: Deadline) -> Result<(), TaskError> {
+        let mut link = lock(&self.shared.link);
+        if !std::mem::replace(&mut link.is_suspended, false) {
+            return Ok(());
+        }
+        drop(link);
+        loop {
+            match self.greet() {
+                Ok((stream, reply)) => {
+                    crate::boot::set_clock(reply.clock_ns);
+                    return self.install(stream);
+                }
+                Err(error) if deadline.has_passed() => {
+                    lock(&self.shared.link).is_suspended = true;
+                    return Err(error);
+                }
+                Err(_) => std::thread::sleep(PAUSE.min(deadline.remaining())),
+            }
+        }
+    }
+
     fn greet(&self) -> Result<(FdStream, BootReply), TaskError> {
         let deadline = Deadline::after(TRY);
         let mut stream = self.shared.transport.open(PUSH_PORT, deadline)?;
@@ -186,7 +222,7 @@ impl Push {
             }
         }
         loop {
-            if self.has_given_up() {
+            if self.has_given_up() || lock(&self.shared.link).is_suspended {
                 return;
             }
             if let Ok((stream, reply)) = self.greet() {

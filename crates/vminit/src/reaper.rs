@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::Command;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// A child and the descriptor that becomes readable when it has ended.
 pub struct Started {
@@ -17,11 +17,24 @@ pub struct Started {
     pub pidfd: OwnedFd,
 }
 
+/// Whether children are started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gate {
+    #[default]
+    Open,
+    /// Who wants to start one waits.
+    Held,
+    /// No more: the machine is going down.
+    Shut,
+}
+
 #[derive(Default)]
 struct Children {
     /// Children by pid, and their exit once they are reaped. More than one for a pid only in the moment
     /// between a reaping and its `wait`.
     exits: HashMap<u32, Vec<Option<ProcessExit>>>,
+    /// Whether others than vminit's own may be started.
+    gate: Gate,
     /// How many were ever started.
     started: u64,
     /// True when there was nothing left to wait for after that many were started.
@@ -51,10 +64,37 @@ impl Reaper {
         Ok(reaper)
     }
 
-    /// Start a child. No reaping happens meanwhile: a failed exec's child is waited for by the library.
+    /// Let children be started, or not. When it returns none is being started.
+    pub fn set_gate(&self, gate: Gate) {
+        lock(&self.shared.children).gate = gate;
+        self.shared.changed.notify_all();
+    }
+
+    /// Start a child; waits while the gate is held. No reaping happens meanwhile: a failed exec's child is waited for by
+    /// the library.
     pub fn start_child(&self, command: &mut Command, setup: ChildSetup) -> io::Result<Started> {
-        prepare_child(command, setup);
         let mut children = lock(&self.shared.children);
+        while children.gate == Gate::Held {
+            children = self.shared.changed.wait(children).unwrap_or_else(PoisonError::into_inner);
+        }
+        if children.gate == Gate::Shut {
+            return Err(io::Error::from_raw_os_error(libc::ECANCELED));
+        }
+        self.spawn_child(children, command, setup)
+    }
+
+    /// Start a child of vminit's own, whatever the gate.
+    pub fn start_own(&self, command: &mut Command, setup: ChildSetup) -> io::Result<Started> {
+        self.spawn_child(lock(&self.shared.children), command, setup)
+    }
+
+    fn spawn_child(
+        &self,
+        mut children: MutexGuard<'_, Children>,
+        command: &mut Command,
+        setup: ChildSetup,
+    ) -> io::Result<Started> {
+        prepare_child(command, setup);
         let child = command.spawn()?;
         let pid = child.id();
         children.started += 1;

@@ -203,6 +203,11 @@ pub fn make_root_readonly() -> Result<(), TaskError> {
     }
 }
 
+/// For a resume: who could use it stands still.
+pub fn make_root_writable() -> Result<(), TaskError> {
+    rustix::mount::mount_remount("/", MountFlags::empty(), "").doing("make / writable")
+}
+
 /// proc_pid_mountinfo(5): space, tab, newline and backslash are octal.
 fn unescape(text: &str) -> String {
     let mut out = Vec::new();

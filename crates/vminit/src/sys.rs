@@ -236,3 +236,32 @@ pub fn resize_ext4(directory: std::os::fd::BorrowedFd<'_>, blocks: u64) -> io::R
         Err(io::Error::last_os_error())
     }
 }
+
+/// Random bytes that the kernel's pool takes in one request.
+pub const SEED_BYTES: usize = 512;
+
+/// RNDADDENTROPY and RNDRESEEDCRNG of random(4): mix the bytes into the kernel's random pool, count them as random, and
+/// let whoever asks from now on get what follows from them. Of more than [`SEED_BYTES`] the first so many.
+pub fn reseed_random_pool(device: std::os::fd::BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
+    const ADD_ENTROPY: libc::c_ulong = 0x4008_5203;
+    const RESEED: libc::c_ulong = 0x5207;
+    /// `struct rand_pool_info` of `linux/random.h`.
+    #[repr(C)]
+    struct PoolInfo {
+        entropy_bits: libc::c_int,
+        size: libc::c_int,
+        bytes: [u8; SEED_BYTES],
+    }
+    let count = bytes.len().min(SEED_BYTES);
+    let mut info = PoolInfo { entropy_bits: (count * 8) as _, size: count as _, bytes: [0; SEED_BYTES] };
+    for (to, from) in info.bytes.iter_mut().zip(bytes) {
+        *to = *from;
+    }
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&device);
+    // SAFETY: the first request reads the struct, of whose bytes `size` are there; the second has no argument.
+    let results = unsafe { [libc::ioctl(fd, ADD_ENTROPY as _, &info), libc::ioctl(fd, RESEED as _)] };
+    match results {
+        [0, 0] => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

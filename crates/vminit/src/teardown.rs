@@ -52,8 +52,11 @@ fn step(guest: &Guest, name: &str) {
 
 fn stop_processes(guest: &Guest) {
     // Errors of kill(-1) mean that there was nobody.
-    let _ = sys::kill(-1, libc::SIGTERM);
-    if !guest.reaper.wait_for_all(Deadline::after(TERM_GRACE)) {
+    if !guest.hold.is_held() {
+        let _ = sys::kill(-1, libc::SIGTERM);
+    }
+    // Who is held cannot take the first signal.
+    if guest.hold.is_held() || !guest.reaper.wait_for_all(Deadline::after(TERM_GRACE)) {
         let _ = sys::kill(-1, libc::SIGKILL);
         if !guest.reaper.wait_for_all(Deadline::after(KILL_GRACE)) {
             log::error("processes that could not be killed are left");

@@ -68,6 +68,16 @@ pub fn poll(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<usi
     }
 }
 
+/// Bytes as hexadecimal digits, two for each.
+pub fn parse_hex(text: &str) -> Option<Vec<u8>> {
+    let digits: Option<Vec<u32>> = text.chars().map(|c| c.to_digit(16)).collect();
+    let pair = |pair: &[u32]| match pair {
+        [high, low] => u8::try_from(high * 16 + low).ok(),
+        _ => None,
+    };
+    digits?.chunks(2).map(pair).collect()
+}
+
 /// Refuse a task.
 pub fn refuse<T>(code: ErrorCode, message: impl Into<String>) -> Result<T, TaskError> {
     Err(TaskError::new(code, message))
@@ -87,5 +97,19 @@ impl<T> Context<T> for Result<T, rustix::io::Errno> {
 impl<T> Context<T> for io::Result<T> {
     fn doing(self, what: impl std::fmt::Display) -> Result<T, TaskError> {
         self.map_err(|error| TaskError::io(what, &error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hexadecimal_digits() {
+        assert_eq!(parse_hex("00ffA5"), Some(vec![0, 255, 0xa5]));
+        assert_eq!(parse_hex(""), Some(Vec::new()));
+        for bad in ["0", "0g", "+f", "é0"] {
+            assert_eq!(parse_hex(bad), None, "{bad}");
+        }
     }
 }

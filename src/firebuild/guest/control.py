@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from firebuild.host.deadline import Deadline
 PROTOCOL_VERSION = 1
 _CHUNK = 256 * 1024
 _LONGEST_PATH = 4096
+# What the kernel's random pool of a restored guest is given: twice as much as its generator's state.
+SEED_BYTES = 64
 
 
 class LayerCounts(msgspec.Struct, frozen=True):
@@ -108,6 +111,52 @@ def request_restart_policy(vsock: Path, policy: dict[str, Any], deadline: Deadli
 def request_clock(vsock: Path, deadline: Deadline) -> None:
     """Set the guest's clock by the host's."""
     ask(vsock, {"op": "clock", "clock_ns": time.time_ns()}, deadline)
+
+
+class HeldGuest(msgspec.Struct, frozen=True):
+    """A guest that is ready for a snapshot. `held_by`: how its processes were stopped, `nothing` for a build machine."""
+
+    held_by: Literal["groups", "signals", "nothing"]
+
+
+class ResumeStep(msgspec.Struct, frozen=True):
+    """A step of a guest's way from its snapshot to another machine, and how long it took."""
+
+    name: str
+    ms: int
+
+
+def request_pause_for_snapshot(vsock: Path, deadline: Deadline) -> HeldGuest:
+    """Have the guest stop its processes, write everything to its disks and open no stream, until `request_continue` or, after a
+    restore, `request_resume`. Raises GuestError `busy` where something does not stand still; then the guest goes on."""
+    reply = ask(vsock, {"op": "pause-for-snapshot"}, deadline)
+    try:
+        return msgspec.convert(reply, HeldGuest)
+    except msgspec.ValidationError as error:
+        raise violation(f"a REPLY to pause-for-snapshot that does not fit ({error})") from error
+
+
+def request_continue(vsock: Path, deadline: Deadline) -> None:
+    """Let a guest that is held go on as the machine that it was."""
+    ask(vsock, {"op": "continue", "clock_ns": time.time_ns()}, deadline)
+
+
+def request_resume(vsock: Path, document: dict[str, Any], deadline: Deadline) -> list[ResumeStep]:
+    """Make a restored guest the machine of this boot document, and let it go on; `ready` is pushed after that.
+
+    Whoever takes the guest's pushes must listen already. Raises GuestError naming the step that failed: the guest stands still
+    then, and may be asked again."""
+    request = {
+        "op": "resume", "clock_ns": time.time_ns(), "seed": os.urandom(SEED_BYTES).hex(), "boot": document,
+    }  # fmt: skip
+    reply = ask(vsock, request, deadline)
+    try:
+        return [
+            msgspec.structs.replace(step, name=printable(step.name))
+            for step in msgspec.convert(reply.get("steps"), list[ResumeStep])
+        ]
+    except msgspec.ValidationError as error:
+        raise violation(f"a REPLY to resume that does not fit ({error})") from error
 
 
 def request_poweroff(vsock: Path, deadline: Deadline) -> None:

@@ -6,16 +6,18 @@ import json
 import resource
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firebuild.errors import DeadlineError, GuestError
-from firebuild.guest.control import ask, say_hello
+from firebuild.guest.control import SEED_BYTES, ask, request_pause_for_snapshot, request_resume, say_hello
 from firebuild.guest.exec import ExecSpec, open_exec
 from firebuild.guest.frames import MAX_FRAME, FrameType, decode_frames, encode_frame
 from firebuild.host.deadline import Deadline
@@ -194,6 +196,31 @@ def test_a_program_that_is_told_of_wrongly(tmp_path: Path, answers: bytes) -> No
         open_exec(vsock, ExecSpec(["/bin/true"]), Deadline(PATIENCE_S, "exec")) as session,
     ):
         session.wait(lambda *_: None, Deadline(PATIENCE_S, "exec"))
+
+
+def test_a_resume_is_told_step_by_step(tmp_path: Path) -> None:
+    asked = []
+
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(OK)
+        asked.append(connection.recv(1 << 20))
+        connection.sendall(frame(2, b'{"steps":[{"name":"clock\\u001b[2J","ms":7,"more":1}]}'))
+        connection.recv(1 << 20)
+
+    with hostile(tmp_path, talk) as vsock:
+        (step,) = request_resume(vsock, {"id": "x"}, Deadline(PATIENCE_S, "resume"))
+    assert (step.ms, "\x1b" in step.name) == (7, False)
+    (request,) = decode_frames(asked[0])
+    sent = request.json()
+    assert len(bytes.fromhex(sent["seed"])) == SEED_BYTES and sent["boot"] == {"id": "x"}
+    assert abs(sent["clock_ns"] - time.time_ns()) < 3600 * 10**9
+
+
+@pytest.mark.parametrize("answer", ["{}", '{"steps":{}}', '{"steps":[{"name":1,"ms":1}]}', '{"held_by":"magic"}'])
+@pytest.mark.parametrize("ask_for", [request_pause_for_snapshot, lambda vsock, wait: request_resume(vsock, {}, wait)])
+def test_a_guest_that_is_held_or_resumed_in_an_unknown_way(tmp_path: Path, answer: str, ask_for: Any) -> None:
+    with hostile(tmp_path, saying(frame(2, answer.encode()))) as vsock, pytest.raises(GuestError):
+        ask_for(vsock, Deadline(PATIENCE_S, "resume"))
 
 
 def test_an_answer_may_come_by_the_byte(tmp_path: Path) -> None:
