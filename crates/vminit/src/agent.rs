@@ -226,7 +226,10 @@ impl Agent {
             return;
         }
         if self.guest.hold.is_held() {
-            // The init stands still.
+            // The init stands still, and so does the entrypoint.
+            if self.guest.supervision.pid().is_some() {
+                self.exit = Some(ProcessExit { code: 128 + libc::SIGKILL, signal: Some(libc::SIGKILL) });
+            }
             self.tell_exit();
             self.guest.push.close(HOST_GRACE);
             crate::teardown::reboot();
