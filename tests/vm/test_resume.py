@@ -67,7 +67,11 @@ def check_another(guest: Guest, first: list[str]) -> None:
     write_hook(guest, "20-look", HOOK)
     write_hook(guest, "10-first", "#!/bin/sh\necho first >/hooked\n")
     write_hook(guest, "30-not.dpkg-old", "#!/bin/sh\nexit 1\n")
-    metadata = {"LocalHostname": "other.example.org", "Env": {"COLOUR": "blue"}, "Users": {"root": {"SSHKeys": "key\n"}}}
+    metadata = {
+        "LocalHostname": "other.example.org",
+        "Env": {"COLOUR": "blue"},
+        "Users": {"root": {"SSHKeys": "key\n"}},
+    }
     document = guest.document(id=OTHER, mmds=None, metadata=metadata)
     document["dns"] = {"nameservers": ["10.250.9.1"], "search": [], "options": []}
     [interface] = document["interfaces"]
@@ -79,7 +83,9 @@ def check_another(guest: Guest, first: list[str]) -> None:
     assert abs(int(guest.sh("date +%s")) - time.time()) < 3600
     assert guest.sh("cat /sys/class/net/eth0/address") == interface["mac"] + "\n"
     assert "10.250.9.9" in guest.sh("cat /proc/net/fib_trie")
-    files = guest.sh("hostname; cat /etc/hostname /etc/hosts /etc/resolv.conf /root/.ssh/authorized_keys; . /etc/profile.d/run-env.sh; echo $COLOUR")
+    files = guest.sh(
+        "hostname; cat /etc/hostname /etc/hosts /etc/resolv.conf /root/.ssh/authorized_keys; . /etc/profile.d/run-env.sh; echo $COLOUR"
+    )
     assert files.startswith("other.example.org\nother.example.org\n") and files.endswith("\nkey\nblue\n"), files
     assert "10.250.9.9\tother.example.org other\n" in files and "nameserver 10.250.9.1\n" in files
     after = guest.sh(IDENTITY).split()
