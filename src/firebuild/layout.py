@@ -79,6 +79,8 @@ class MachineLayout:
         self.vsock = run / "v.sock"
         self.push_socket = run / "v.sock_1025"
         self.control_socket = run / "c.sock"
+        # What the jailer makes its own folders in; the machine's sockets are links into it then.
+        self.jails = run / "j"
 
     def folder_disk(self, number: int) -> Path:
         """The disk of the machine's mount of that number, which holds a copy of a folder of the host."""
@@ -87,6 +89,10 @@ class MachineLayout:
     def folder_manifest(self, number: int) -> Path:
         """What that folder held when it and its disk were the same."""
         return self.state / f"folder{number}.json"
+
+    def private_disk(self, drive_id: str) -> Path:
+        """A machine's own copy of a disk that its user may not read, while it runs."""
+        return self.state / f"private-{drive_id}.ext4"
 
     def check_lengths(self) -> None:
         """Raises PathTooLongError, naming the path, before anything exists."""
@@ -100,6 +106,8 @@ class MachineLayout:
 
 # Bridges are the host's, not a profile's, and so are the resolvers on them.
 NAMES_FOLDER = Path("/run/firebuild-names")
+# The users that jailed VMMs run as are the host's too: no two machines of any profile have the same.
+IDS_FOLDER = Path("/run/firebuild-ids")
 
 
 class Layout:

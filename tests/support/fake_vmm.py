@@ -45,6 +45,10 @@ class Script:
     path_kind: str = "directory"
     copy_out: str = ""
     health: list[tuple[str, int, str]] = field(default_factory=list)
+    # What `--version` says; whether it has a seccomp filter; whether it says what it can do with its drives, and where it is.
+    version: str = "Firecracker v1.17.0"
+    seccomp: bool = False
+    probe: bool = False
     attach: str = ""
     """What happens to who attaches: "echo" (input comes back as output; its end is the entrypoint's, with exit_code), "fail",
     "break" (a frame that is none), or nothing: the op is not known."""
@@ -84,8 +88,9 @@ class FakeGuest:
             return
         time.sleep(self.script.ready_after_s)
         self.send(push, EVENT, {"event": "ready", "uptime_ms": 1, "entrypoint_pid": 1})
-        if self.script.output:
-            self.send_bytes(push, STDOUT, self.script.output.encode())
+        output = self.script.output + (probe(_Handler.files) if self.script.probe else "")
+        if output:
+            self.send_bytes(push, STDOUT, output.encode())
         for streak, (status, code, output) in enumerate(self.script.health):
             result = {"code": code, "duration_ms": 20, "output": output}
             self.send(push, EVENT, {"event": "health", "status": status, "failing_streak": streak, "result": result})
@@ -184,6 +189,30 @@ class FakeGuest:
         stream.close()
 
 
+def probe(files: dict[str, str]) -> str:
+    """What this process can do with the files it was given, a line each, and where it is."""
+    lines = [f"uid {os.getuid()} pid {os.getpid()} root {' '.join(sorted(os.listdir('/')))}"]
+    for name, path in files.items():
+        for mode in ("rb", "r+b"):
+            try:
+                open(path, mode).close()
+                lines.append(f"{name} {mode} ok")
+            except OSError as error:
+                lines.append(f"{name} {mode} {error.strerror}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def install_filter() -> None:
+    """A seccomp filter that allows everything (seccomp(2)): one BPF instruction, RET ALLOW."""
+    import ctypes
+    import struct
+
+    instruction = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000), 8)
+    program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 1, ctypes.addressof(instruction)), 16)
+    if ctypes.CDLL(None, use_errno=True).prctl(22, 2, program, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_SECCOMP)")
+
+
 def receive(stream: socket.socket) -> tuple[int, bytes]:
     """One frame."""
     header = receive_bytes(stream, 5)
@@ -205,6 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     script: Script
     uds = ""
+    files: dict[str, str] = {}  # noqa: RUF012
 
     def address_string(self) -> str:
         return "unix"
@@ -218,6 +248,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault:
             self.reply(400, {"fault_message": fault})
             return
+        if "drive_id" in body:
+            self.files[body["drive_id"]] = body["path_on_host"]
+        if self.path == "/boot-source":
+            self.files.update(kernel=body["kernel_image_path"], initramfs=body["initrd_path"])
         if self.path == "/vsock":
             type(self).uds = body["uds_path"]
         if self.path == "/actions" and body.get("action_type") == "InstanceStart":
@@ -245,6 +279,11 @@ def main(arguments: list[str]) -> None:
     """Serve until killed, or until the script ends it."""
     script = Script(**json.loads(arguments[0]))
     _Handler.script = script
+    if "--version" in arguments:
+        print(script.version)
+        return
+    if script.seccomp:
+        install_filter()
     print(script.console, end="", flush=True)
     if script.die_at_start:
         print("fake vmm: told to die", file=sys.stderr)

@@ -24,13 +24,14 @@ Snapshot = Mapping[str, frozenset[str]]
 PROGRAMS = ("firecracker-emulator", "dnsmasq", "firebuild-supervisor", "qemu-system-", "firecracker", "jailer")
 SHARED_BRIDGES = ("builds0", "machines0")
 # host-local IPAM keeps these two beside its leases (CNI plugins, host-local, backend/disk).
-SHARED_FILES = re.compile(r"^(lock|last_reserved_ip\.\d+)$")
+SHARED_FILES = re.compile(r"^(lock|\.lock|last_reserved_ip\.\d+)$")
 # Chains that the portmap, firewall and bridge plugins make once per host; a machine's own chains have a hash in their names.
 SHARED_CHAINS = ("CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ", "CNI-FORWARD", "CNI-ADMIN")
 NETFILTER_TABLES = ("filter", "nat", "mangle", "raw", "security")
 FENCE_TABLE, FENCE_SHARED_SETS = "firebuild", ("bridges", "internals", "same", "servers4", "servers6")
 SHARED_NFT_TABLES = ("cni_hostport", "cni_plugins_masquerade")
 NAMES_FOLDER = Path("/run/firebuild-names")
+IDS_FOLDER = Path("/run/firebuild-ids")
 IPAM_FOLDER = Path("/var/lib/cni/networks")
 SETTLE_S = 15.0
 
@@ -41,7 +42,7 @@ class Watch:
 
     state: Path
     run: Path
-    folders: tuple[Path, ...] = field(default=(IPAM_FOLDER, NAMES_FOLDER))
+    folders: tuple[Path, ...] = field(default=(IPAM_FOLDER, NAMES_FOLDER, IDS_FOLDER))
 
     def find_files(self) -> Iterator[str]:
         """What may not be left when no machine is; images, kernels and caches may stay."""
@@ -68,6 +69,7 @@ def take_snapshot(watch: Watch) -> dict[str, frozenset[str]]:
         "mounts": frozenset(find_mounts(Path("/proc/self/mountinfo").read_text())),
         "loop devices": frozenset(find_loop_devices(watch)),
         "files": frozenset(watch.find_files()),
+        "control groups": frozenset(find_groups()),
     }
 
 
@@ -87,6 +89,12 @@ def settle(before: Snapshot, watch: Watch, *, timeout_s: float = SETTLE_S) -> li
 def list_folder(folder: Path) -> list[str]:
     """The names in a folder, none if there is no such folder."""
     return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+
+
+def find_groups() -> Iterator[str]:
+    """Control groups of machines: what lies below firebuild's own group, in whichever hierarchies there are."""
+    for parent in Path("/sys/fs/cgroup").glob("**/firebuild"):
+        yield from (str(path) for path in parent.iterdir() if path.is_dir())
 
 
 def find_processes(watch: Watch) -> Iterator[str]:

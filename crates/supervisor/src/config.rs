@@ -17,6 +17,27 @@ pub struct VmmConfig {
     pub env: Vec<(String, String)>,
     pub netns: Option<PathBuf>,
     pub cwd: PathBuf,
+    /// The folders of control groups that it is started in.
+    pub cgroups: Vec<PathBuf>,
+    pub jail: Option<JailConfig>,
+}
+
+/// What a jailer is given: a mount namespace of its own in which files of the host are in the jail, and nowhere else.
+#[derive(Debug)]
+pub struct JailConfig {
+    /// The folder that becomes the VMM's root: programs and devices in it may be used, whatever it lies on.
+    pub root: PathBuf,
+    pub mounts: Vec<MountConfig>,
+    /// Start it in a network namespace of its own, with nothing in it.
+    pub new_netns: bool,
+}
+
+/// A file that is bound on another.
+#[derive(Debug)]
+pub struct MountConfig {
+    pub source: PathBuf,
+    pub target: PathBuf,
+    pub read_only: bool,
 }
 
 /// A log file that is rotated to `PATH.1` when it reaches `max_bytes`.
@@ -75,7 +96,7 @@ fn parse_config(value: &Value) -> Result<Config, String> {
         "boot_timeout_ms",
     ])?;
     let vmm = Fields::of(top.get("vmm")?, "vmm.")?;
-    vmm.only(&["argv", "env", "netns", "cwd"])?;
+    vmm.only(&["argv", "env", "netns", "cwd", "cgroups", "jail"])?;
     let argv = vmm.strings("argv")?;
     if argv.is_empty() {
         return Err("vmm.argv is empty".to_owned());
@@ -87,8 +108,13 @@ fn parse_config(value: &Value) -> Result<Config, String> {
             env: parse_env(&vmm.strings("env")?)?,
             netns: vmm.optional_string("netns")?.map(PathBuf::from),
             cwd: PathBuf::from(vmm.string("cwd")?),
+            cgroups: match vmm.present("cgroups") {
+                Some(_) => vmm.strings("cgroups")?.into_iter().map(PathBuf::from).collect(),
+                None => Vec::new(),
+            },
+            jail: vmm.present("jail").map(parse_jail).transpose()?,
         },
-        push_socket: top.socket_path("push_socket")?,
+        push_socket: PathBuf::from(top.string("push_socket")?),
         push_socket_owner: top.owner("push_socket_owner")?,
         control_socket: top.socket_path("control_socket")?,
         boot_document: PathBuf::from(top.string("boot_document")?),
@@ -99,6 +125,27 @@ fn parse_config(value: &Value) -> Result<Config, String> {
         on_exit: top.strings("on_exit")?,
         on_change: if top.object.contains_key("on_change") { top.strings("on_change")? } else { Vec::new() },
         boot_timeout: top.optional_u64("boot_timeout_ms")?.map(Duration::from_millis),
+    })
+}
+
+fn parse_jail(value: &Value) -> Result<JailConfig, String> {
+    let fields = Fields::of(value, "vmm.jail.")?;
+    fields.only(&["root", "mounts", "new_netns"])?;
+    let mounts = fields.get("mounts")?.as_array().ok_or_else(|| "vmm.jail.mounts is not a list".to_owned())?;
+    Ok(JailConfig {
+        root: PathBuf::from(fields.string("root")?),
+        mounts: mounts.iter().map(parse_mount).collect::<Result<_, _>>()?,
+        new_netns: fields.boolean("new_netns")?,
+    })
+}
+
+fn parse_mount(value: &Value) -> Result<MountConfig, String> {
+    let fields = Fields::of(value, "vmm.jail.mounts.")?;
+    fields.only(&["source", "target", "read_only"])?;
+    Ok(MountConfig {
+        source: PathBuf::from(fields.string("source")?),
+        target: PathBuf::from(fields.string("target")?),
+        read_only: fields.boolean("read_only")?,
     })
 }
 
@@ -178,6 +225,10 @@ impl<'a> Fields<'a> {
             .collect()
     }
 
+    fn boolean(&self, key: &str) -> Result<bool, String> {
+        self.get(key)?.as_bool().ok_or_else(|| format!("{}{key} is not true or false", self.prefix))
+    }
+
     fn optional_u64(&self, key: &str) -> Result<Option<u64>, String> {
         self.present(key)
             .map(|value| value.as_u64().ok_or_else(|| format!("{}{key} is not a whole number", self.prefix)))
@@ -240,7 +291,9 @@ mod tests {
         let cases = [
             ("/vmm/argv", json!([]), "vmm.argv"),
             ("/vmm/env", json!(["=x"]), "vmm.env"),
-            ("/push_socket", json!(long), "107"),
+            ("/control_socket", json!(long), "107"),
+            ("/vmm/cgroups", json!("/x"), "vmm.cgroups"),
+            ("/vmm/jail", json!({"root": "/r", "mounts": [{"source": "/a"}], "new_netns": true}), "vmm.jail.mounts."),
             ("/push_socket_owner", json!([1]), "push_socket_owner"),
             ("/console_log", json!({"path": "/x", "max_bytes": 1}), "max_bytes"),
             ("/console_log", json!({"path": "/x", "max_bytes": 9999, "y": 1}), "y"),
@@ -252,7 +305,9 @@ mod tests {
             match config.pointer_mut(pointer) {
                 Some(place) => *place = value,
                 None => {
-                    config.as_object_mut().expect("object").insert(pointer.trim_start_matches('/').to_owned(), value);
+                    let (parent, key) = pointer.rsplit_once('/').expect("a pointer");
+                    let object = config.pointer_mut(parent).and_then(Value::as_object_mut).expect("object");
+                    object.insert(key.to_owned(), value);
                 }
             }
             let message = parse_config(&config).expect_err("refused");

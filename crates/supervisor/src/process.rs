@@ -1,14 +1,17 @@
 //! The VMM and its possible descendants: started, identified by pidfd and start time, killed, waited for.
 
-use std::fs::File;
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::process::{pidfd_open, pidfd_send_signal, wait, Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
 
-use crate::config::VmmConfig;
-use crate::sys::{prepare_child, ChildSetup};
+use crate::config::{JailConfig, VmmConfig};
+use crate::sys::{prepare_child, BindMount, ChildSetup, Jail};
 
 /// How a process ended: exactly one of the two is set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,11 +65,38 @@ pub fn start_vmm(config: &VmmConfig, oom_score_adj: &[u8]) -> Result<(Process, O
         .stdin(Stdio::null())
         .stdout(writer)
         .stderr(errors);
-    let setup = ChildSetup { netns, die_with_parent: true, oom_score_adj: Some(oom_score_adj.to_vec()) };
+    let setup = ChildSetup {
+        netns,
+        die_with_parent: true,
+        oom_score_adj: Some(oom_score_adj.to_vec()),
+        cgroups: config.cgroups.iter().map(|folder| open_members(folder)).collect::<Result<_, _>>()?,
+        jail: config.jail.as_ref().map(plan_jail).transpose()?,
+    };
     prepare_child(&mut command, setup);
     let child = command.spawn().map_err(|error| format!("cannot start {program}: {error}"))?;
     let process = identify_child(child.id()).map_err(|error| format!("{program}: {error}"))?;
     Ok((process, reader))
+}
+
+/// The file that a process is written to that joins a control group (cgroups(7)).
+fn open_members(folder: &Path) -> Result<OwnedFd, String> {
+    let path = folder.join("cgroup.procs");
+    let file = OpenOptions::new().write(true).open(&path);
+    Ok(OwnedFd::from(file.map_err(|error| format!("control group {}: {error}", path.display()))?))
+}
+
+fn plan_jail(jail: &JailConfig) -> Result<Jail, String> {
+    let text = |path: &Path| {
+        CString::new(path.as_os_str().as_bytes()).map_err(|_| format!("{} holds a zero byte", path.display()))
+    };
+    let mount = |each: &crate::config::MountConfig| {
+        Ok(BindMount { source: text(&each.source)?, target: text(&each.target)?, read_only: each.read_only })
+    };
+    Ok(Jail {
+        root: text(&jail.root)?,
+        mounts: jail.mounts.iter().map(mount).collect::<Result<_, String>>()?,
+        new_netns: jail.new_netns,
+    })
 }
 
 /// Starts a command whose output is appended to `output`; in a session and process group of its own.
@@ -74,7 +104,8 @@ pub fn start_command(argv: &[String], output: &File) -> io::Result<Process> {
     let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
-    let setup = ChildSetup { netns: None, die_with_parent: false, oom_score_adj: None };
+    let setup =
+        ChildSetup { netns: None, die_with_parent: false, oom_score_adj: None, cgroups: Vec::new(), jail: None };
     prepare_child(&mut command, setup);
     identify_child(command.spawn()?.id())
 }

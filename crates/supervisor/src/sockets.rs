@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{chown, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -32,8 +32,14 @@ pub fn open(config: &Config, owner: Option<File>) -> Result<Sockets, String> {
 }
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
+    // By its folder's descriptor: a socket's path has 107 bytes, and that of a jail may have more.
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let folder = File::open(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
+    let short = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
     // A socket that nobody answers is left over from a crash; one that answers is in use.
-    match UnixStream::connect(path) {
+    match UnixStream::connect(&short) {
         Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path)?;
@@ -42,7 +48,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     }
     // No other thread runs, so the umask is ours alone to change.
     let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let listener = UnixListener::bind(path);
+    let listener = UnixListener::bind(&short);
     rustix::process::umask(before);
     let listener = listener?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;

@@ -47,6 +47,16 @@ class Settings(msgspec.Struct, frozen=True):
     cni_conf_dir: str
     cni_cache_dir: str
     vmm_binary: str
+    without_jailer: bool
+    jailer_ids: str
+    vmm_cgroup_parent: str
+    vmm_memory_max: str
+    vmm_cpu_max: float
+    vmm_pids_max: int
+    vmm_io_read_bps: int
+    vmm_io_write_bps: int
+    vmm_io_read_iops: int
+    vmm_io_write_iops: int
     storage_provider: str
     storage_strings: dict[str, str]
     storage_integers: dict[str, int]
@@ -92,6 +102,45 @@ def _seconds(text: str) -> float:
     return value
 
 
+def parse_id_range(text: str) -> tuple[int, int]:
+    """The first and the last of the users and groups that jailed VMMs run as, from `FIRST-LAST`. Raises ValueError."""
+    first, _, last = text.partition("-")
+    if not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
+        raise ValueError("write it as FIRST-LAST")
+    low, high = int(first), int(last)
+    if not 1000 <= low <= high <= _ID_LAST:
+        raise ValueError(f"the ids are from 1000 to {_ID_LAST}, the first one first")
+    return low, high
+
+
+def _ids(text: str) -> str:
+    parse_id_range(text)
+    return text
+
+
+def parse_memory_max(text: str) -> tuple[bool, int]:
+    """Whether a limit is on top of the guest's memory (`+256m`), and its bytes; 0 for none. Raises UsageError."""
+    return text.startswith("+"), parse_size(text.removeprefix("+")) if text else 0
+
+
+def _memory_max(text: str) -> str:
+    parse_memory_max(text)
+    return text
+
+
+def _cpus(text: str) -> float:
+    value = float(text)
+    if not 0.01 <= value <= 4096:
+        raise ValueError("it must be between 0.01 and 4096 processors")
+    return value
+
+
+def _group(text: str) -> str:
+    if not text or any(part in ("", ".", "..") for part in text.split("/")) or "\0" in text or "=" in text:
+        raise ValueError("it is a path below the root of the control groups, without a leading `/`")
+    return text
+
+
 def split_words(text: str) -> list[str]:
     """The words of a setting that has several, with commas."""
     return [word.strip() for word in text.split(",") if word.strip()]
@@ -126,6 +175,9 @@ def _integer_pairs(text: str) -> dict[str, int]:
     return {name: int(value) for name, value in parse_pairs(text).items()}
 
 
+# Ids that no distribution, container engine or systemd gives out (systemd's docs/UIDS-GIDS.md).
+_JAILER_IDS = "1879100000-1879165535"
+_ID_LAST = (1 << 31) - 2
 _STRINGS = "storage-provider-property-string"
 _RELEASES = "https://github.com/firecracker-microvm/firecracker/releases"
 
@@ -138,6 +190,26 @@ SETTINGS: tuple[Setting, ...] = (
             "a program that takes Firecracker's arguments; empty: the emulator", "program"),
     Setting("binary_jailer", "binary-jailer", ("FIREBUILD_BINARY_JAILER",), str, "",
             "Firecracker's jailer", "program"),
+    Setting("without_jailer", "without-jailer", ("FIREBUILD_WITHOUT_JAILER",), _switch, False,
+            "whether Firecracker is started without its jailer, as root: for trying things out"),
+    Setting("jailer_ids", "jailer-ids", ("FIREBUILD_JAILER_IDS",), _ids, _JAILER_IDS,
+            "the users and groups that jailed VMMs run as, FIRST-LAST; each has one of its own"),
+    Setting("vmm_cgroup_parent", "vmm-cgroup-parent", ("FIREBUILD_VMM_CGROUP_PARENT",), _group, "firebuild",
+            "the control group that machines have theirs in"),
+    Setting("vmm_memory_max", "vmm-memory-max", ("FIREBUILD_VMM_MEMORY_MAX",), _memory_max, "",
+            "memory that a VMM may use, the guest's in it; `+256m`: so much beside the guest's; empty: no limit"),
+    Setting("vmm_cpu_max", "vmm-cpu-max", ("FIREBUILD_VMM_CPU_MAX",), _cpus, 0.0,
+            "processors that a VMM may use, such as 1.5; without it no limit"),
+    Setting("vmm_pids_max", "vmm-pids-max", ("FIREBUILD_VMM_PIDS_MAX",), _count, 0,
+            "processes and threads that a VMM may have; without it no limit"),
+    Setting("vmm_io_read_bps", "vmm-io-read-bps", ("FIREBUILD_VMM_IO_READ_BPS",), parse_size, 0,
+            "bytes that a VMM may read from the host's disk in a second; 0: no limit"),
+    Setting("vmm_io_write_bps", "vmm-io-write-bps", ("FIREBUILD_VMM_IO_WRITE_BPS",), parse_size, 0,
+            "bytes that a VMM may write to it in a second; 0: no limit"),
+    Setting("vmm_io_read_iops", "vmm-io-read-iops", ("FIREBUILD_VMM_IO_READ_IOPS",), _count, 0,
+            "reads that a VMM may do on it in a second; without it no limit"),
+    Setting("vmm_io_write_iops", "vmm-io-write-iops", ("FIREBUILD_VMM_IO_WRITE_IOPS",), _count, 0,
+            "writes that a VMM may do on it in a second; without it no limit"),
     Setting("firecracker_releases", "firecracker-releases", ("FIREBUILD_FIRECRACKER_RELEASES",), str, _RELEASES,
             "the address below which `firecracker install` finds releases"),
     Setting("cni_bin_dir", "cni-bin-dir", ("FIREBUILD_CNI_BIN_DIR",), str, "/opt/cni/bin:/usr/lib/cni",

@@ -194,6 +194,7 @@ class Engine:
     @cached_property
     def machines(self) -> MachineServices:
         """What the life of machines needs."""
+        from firebuild.engine.vmm import plan_vmm_settings
         from firebuild.machine.services import MachineServices
         from firebuild.machine.state import MachineRecords
 
@@ -201,5 +202,5 @@ class Engine:
             layout=self.layout,
             records=MachineRecords(self.database),
             networks=self.networks,
-            vmm_binary=self.settings.vmm_binary or None,
+            vmm=plan_vmm_settings(self),
         )

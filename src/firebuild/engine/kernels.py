@@ -9,7 +9,7 @@ from firebuild.engine.core import Engine
 from firebuild.errors import BusyError
 from firebuild.kernels.store import Kernel
 from firebuild.layout import get_bundled
-from firebuild.machine.lifecycle import Boot
+from firebuild.machine.spec import Boot
 from firebuild.machine.state import ENDED
 from firebuild.names import parse_object_name
 

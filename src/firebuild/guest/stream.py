@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import threading
@@ -16,6 +15,7 @@ import msgspec
 from firebuild.errors import DeadlineError, GuestError
 from firebuild.guest.frames import Frame, FrameType, check_frame, encode_header, parse_header, violation
 from firebuild.host.deadline import Deadline
+from firebuild.host.sockets import connect_unix
 
 CONTROL_PORT = 1024
 _CONNECT_TIMEOUT_S = 30.0
@@ -135,7 +135,7 @@ def open_stream(vsock: Path, request: dict[str, Any], deadline: Deadline | None 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
         connection.settimeout(timeout_s)
         try:
-            connection.connect(os.fspath(vsock))
+            connect_unix(connection, vsock)
             connection.sendall(b"CONNECT %d\n" % CONTROL_PORT)
             _expect_ok(connection, Deadline(timeout_s, "the guest's answer"))
         except TimeoutError:

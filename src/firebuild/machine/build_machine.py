@@ -18,13 +18,12 @@ from firebuild.layout import MachineLayout
 from firebuild.machine.console import find_crash
 from firebuild.machine.evidence import collect_evidence
 from firebuild.machine.lifecycle import (
-    Boot,
     end_processes,
     finish_machine,
     start_machine,
 )
 from firebuild.machine.services import MachineServices, hold_machine
-from firebuild.machine.spec import DriveSpec, MachineSpec
+from firebuild.machine.spec import Boot, DriveSpec, MachineSpec
 from firebuild.machine.supervisor import open_owner, open_supervisor
 from firebuild.names import new_machine_id
 from firebuild.store.disks import make_blank

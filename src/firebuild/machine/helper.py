@@ -15,9 +15,9 @@ import msgspec
 from firebuild.errors import MachineError
 from firebuild.machine.build_machine import power_off, tied_running
 from firebuild.machine.claims import RAW_DISK
-from firebuild.machine.lifecycle import Boot, start_machine
+from firebuild.machine.lifecycle import start_machine
 from firebuild.machine.services import MachineServices, hold_machine
-from firebuild.machine.spec import MachineSpec, RestartPolicy
+from firebuild.machine.spec import Boot, MachineSpec, RestartPolicy
 from firebuild.machine.state import ENDED
 from firebuild.machine.supervisor import open_owner
 from firebuild.names import MachineId, new_machine_id

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -36,9 +36,19 @@ from firebuild.layout import MachineLayout
 from firebuild.machine.claims import claim_disks
 from firebuild.machine.console import find_crash, find_killed
 from firebuild.machine.evidence import REQUEST_FAULTS, collect_evidence, wants_evidence
+from firebuild.machine.isolation import (
+    Kept,
+    apply_kept,
+    check_kept,
+    note_kept,
+    plan_group,
+    plan_kept,
+    plan_limits,
+    release,
+)
 from firebuild.machine.metadata import MMDS_ADDRESS, parse_signal, plan_boot_document, plan_metadata
 from firebuild.machine.services import MachineServices, hold_machine
-from firebuild.machine.spec import MachineSpec
+from firebuild.machine.spec import Boot, MachineSpec
 from firebuild.machine.state import ENDED, HOST_REBOOT, MachineRecord, Progress, State
 from firebuild.machine.supervisor import Owner, SupervisorLink, open_owner, open_supervisor, read_tail, start_supervisor
 from firebuild.names import MachineId
@@ -55,6 +65,9 @@ from firebuild.vmm.models import (
 )
 from firebuild.vmm.process import plan_emulator
 
+if TYPE_CHECKING:
+    from firebuild.vmm.programs import VmmChoice
+
 _CLEANUP_S = 120.0
 # For a supervisor to kill its VMM, read what that left, and write the exit record.
 _SUPERVISOR_S = 15.0
@@ -65,13 +78,6 @@ _KILLED_CODE = 137
 _INIT_STOP_S = 90.0
 # What the supervisor calls.
 _SELF = (sys.executable, "-I", "-m", "firebuild")
-
-
-class Boot(msgspec.Struct, frozen=True):
-    """What a machine boots: the kernel and the initramfs, as files on the host."""
-
-    kernel: Path
-    initramfs: Path
 
 
 def start_machine(
@@ -93,8 +99,10 @@ def start_machine(
     """
     services.layout.machine(spec.id).check_lengths()
     plan_boot_document(spec, [])
+    spec = msgspec.structs.replace(spec, limits=plan_limits(services.vmm, spec))
+    choice = _choose(services, spec)
     try:
-        return _start_recorded(services, spec, boot, prepare, owner, await_attach)
+        return _start_recorded(services, spec, boot, choice, prepare, owner, await_attach)
     except BaseException:
         # An interrupt can hit anywhere, also before the lock was held: whatever is recorded is undone.
         with hold_interrupts():
@@ -108,6 +116,7 @@ def _start_recorded(
     services: MachineServices,
     spec: MachineSpec,
     boot: Boot,
+    choice: VmmChoice,
     prepare: Callable[[MachineLayout], None],
     owner: Owner | None,
     await_attach: bool,
@@ -120,7 +129,9 @@ def _start_recorded(
         try:
             _make_folder(paths.state)
             prepare(paths)
-            return _start(services, spec, boot, paths, tie, stays_tied=owner is not None, await_attach=await_attach)
+            return _start(
+                services, spec, boot, choice, paths, tie, stays_tied=owner is not None, await_attach=await_attach
+            )
         except BaseException as error:
             evidence = collect_evidence(paths) if wants_evidence(error) else None
             # A second Ctrl-C must not stop the undoing half-way.
@@ -144,12 +155,14 @@ def start_again(
         record = services.records.get(machine_id)
         if record.state not in ENDED:
             raise MachineError(f"the machine {record.spec.name} is {record.effective_state}")
+        choice = _choose(services, record.spec)
         # What its last end could not take down.
+        release(record.progress, paths)
         detach_network(services.networks, machine_id, deadline=Deadline(_CLEANUP_S, "taking down the network"))
         remove_tree(paths.run)
         try:
             return _start(
-                services, record.spec, boot, paths, owner, stays_tied=False, life=record.progress.life + 1,
+                services, record.spec, boot, choice, paths, owner, stays_tied=False, life=record.progress.life + 1,
                 await_attach=await_attach,
             )  # fmt: skip
         except BaseException as error:
@@ -159,6 +172,13 @@ def start_again(
             if evidence and isinstance(error, FirebuildError):
                 error.details = f"{error.details}\n{evidence}" if error.details else evidence
             raise
+
+
+def _choose(services: MachineServices, spec: MachineSpec) -> VmmChoice:
+    """The VMM, with all that can be known to be wrong with it and with the machine's limits before anything exists."""
+    choice = services.vmm.choose()
+    plan_group(services.vmm, services.layout, spec, jailed=choice.jailed is not None)
+    return choice
 
 
 def _forget_end(paths: MachineLayout) -> None:
@@ -175,6 +195,7 @@ def _start(
     services: MachineServices,
     spec: MachineSpec,
     boot: Boot,
+    choice: VmmChoice,
     paths: MachineLayout,
     owner: Owner,
     *,
@@ -200,10 +221,17 @@ def _start(
         records.update(spec.id, State.STARTING, progress)
     document = plan_boot_document(spec, attachments, await_attach=await_attach)
     write_atomic(paths.boot_document, msgspec.json.encode(document))
+    netns = Path(attachments[0].netns_path) if attachments else None
+    kept = plan_kept(services.vmm, services.layout, spec, boot, paths, choice, netns=str(netns) if netns else None)
+    progress = note_kept(kept, progress)
+    records.update(spec.id, State.STARTING, progress)
+    apply_kept(kept, spec, paths)
     supervisor, vmm = start_supervisor(
         spec, paths,
-        plan_emulator(vmm_id=spec.id, api_socket=paths.api_socket, log=paths.vmm_log, binary=services.vmm_binary),
-        netns=Path(attachments[0].netns_path) if attachments else None,
+        kept.jail.launch if kept.jail is not None
+        else plan_emulator(vmm_id=spec.id, api_socket=paths.api_socket, log=paths.vmm_log, binary=choice.program),
+        kept,
+        netns=netns,
         on_exit=[*_SELF, "machine-ended", spec.id, "--life", str(life)],
         on_change=[*_SELF, "machine-changed", spec.id],
         owner=owner,
@@ -218,7 +246,11 @@ def _start(
     with open_supervisor(paths) as link:
         if link is None:
             raise MachineError(f"the supervisor of {spec.name} ended at once", details=read_tail(paths.supervisor_log))
-        _boot(services, spec, boot, paths, attachments, deadline)
+        if kept.jail is not None:
+            vmm = link.await_jailed(vmm, deadline)
+            progress = msgspec.structs.replace(progress, vmm=vmm)
+            records.update(spec.id, State.STARTING, progress)
+        _boot(services, spec, boot, paths, kept, vmm, attachments, deadline)
         _await_ready(spec, link, deadline)
     progress = msgspec.structs.replace(progress, ready_at_ns=time.time_ns())
     if not stays_tied:
@@ -263,6 +295,8 @@ def _boot(
     spec: MachineSpec,
     boot: Boot,
     paths: MachineLayout,
+    kept: Kept,
+    vmm: ProcessIdentity,
     attachments: Sequence[Attachment],
     deadline: Deadline,
 ) -> None:
@@ -270,25 +304,34 @@ def _boot(
         supervisor = services.records.get(spec.id).progress.supervisor
         return supervisor is not None and not wait_gone(supervisor, 0) and not paths.exit_record.exists()
 
-    if not wait_for_path(paths.api_socket, deadline, alive=vmm_lives):
+    jail = kept.jail
+    api_socket = paths.api_socket if jail is None else jail.on_host(jail.api_socket)
+    if not wait_for_path(api_socket, deadline, alive=vmm_lives):
         raise MachineError(f"the VMM of {spec.name} ended before its API was there")
+    check_kept(kept, vmm.pid, spec.name, seccomp=False)
+
+    def seen(key: str, path: str | Path) -> str:
+        return str(path) if jail is None else jail.files[key].inside
+
     mmds = spec.mmds and spec.kind == "run" and bool(attachments)
     setup = VmmSetup(
         machine=MachineConfiguration(vcpu_count=spec.cpus, mem_size_mib=spec.memory_mib),
         boot=BootSource(
-            kernel_image_path=str(boot.kernel), initrd_path=str(boot.initramfs), boot_args=spec.kernel_args
+            kernel_image_path=seen("kernel", boot.kernel),
+            initrd_path=seen("initramfs", boot.initramfs),
+            boot_args=spec.kernel_args,
         ),
         drives=[
             Drive(
                 drive_id=drive.drive_id,
-                path_on_host=drive.path,
+                path_on_host=seen(f"drive:{drive.drive_id}", drive.path),
                 is_read_only=drive.read_only,
                 cache_type="Writeback" if drive.durable else "Unsafe",
                 rate_limiter=make_limiter(spec.disk_limits.bytes, spec.disk_limits.iops),
             )
             for drive in spec.drives
         ],
-        vsock=Vsock(guest_cid=_GUEST_CID, uds_path=str(paths.vsock)),
+        vsock=Vsock(guest_cid=_GUEST_CID, uds_path=str(paths.vsock) if jail is None else jail.vsock),
         interfaces=[
             NetworkInterface(iface_id=each.interface, host_dev_name=each.tap, guest_mac=each.mac)
             for each in attachments
@@ -301,6 +344,8 @@ def _boot(
     with open_api(paths.api_socket, deadline) as api:
         api.configure(setup)
         api.start_instance()
+    if jail is not None:
+        check_kept(kept, vmm.pid, spec.name, seccomp=True)
 
 
 def _await_ready(spec: MachineSpec, link: SupervisorLink, deadline: Deadline) -> None:
@@ -332,6 +377,9 @@ def _await_ready(spec: MachineSpec, link: SupervisorLink, deadline: Deadline) ->
 def undo_start(services: MachineServices, machine_id: MachineId, paths: MachineLayout) -> None:
     """End what runs, take down the network, remove files, and the record last. The lock is held."""
     end_processes(services, machine_id)
+    record = services.records.find(machine_id)
+    if record is not None:
+        release(record.progress, paths)
     detach_network(services.networks, machine_id, deadline=Deadline(_CLEANUP_S, "taking down the network"))
     remove_tree(paths.run)
     remove_tree(paths.state)
@@ -346,11 +394,13 @@ def settle_start(services: MachineServices, record: MachineRecord, paths: Machin
         undo_start(services, record.spec.id, paths)
         return
     end_processes(services, record.spec.id)
+    release(record.progress, paths)
     detach_network(services.networks, record.spec.id, deadline=Deadline(_CLEANUP_S, "taking down the network"))
     remove_tree(paths.run)
     ended = msgspec.structs.replace(
-        record.progress, owner=None, supervisor=None, vmm=None, reason=reason, ended_at_ns=time.time_ns()
-    )
+        record.progress, owner=None, supervisor=None, vmm=None, reason=reason, ended_at_ns=time.time_ns(),
+        cgroups=[], uid=None, owners={},
+    )  # fmt: skip
     services.records.update(record.spec.id, State.FAILED, ended)
 
 
@@ -422,6 +472,7 @@ def finish_held(
         end_processes(services, spec.id)
     elif record.progress.vmm is not None and not record.rebooted:
         kill_and_wait(record.progress.vmm, grace_s=0)
+    release(record.progress, paths)
     detach_network(services.networks, spec.id, deadline=Deadline(_CLEANUP_S, "taking down the network"))
     remove_tree(paths.run)
     if record.removable or spec.kind != "run":
@@ -434,7 +485,7 @@ def finish_held(
         state, code, why = _ending(exit_record, reason, paths.console_log)
     progress = msgspec.structs.replace(
         record.progress, supervisor=None, vmm=None, exit_code=code, reason=why, ended_at_ns=time.time_ns(),
-        restarts=_restarts(exit_record),
+        restarts=_restarts(exit_record), cgroups=[], uid=None, owners={},
     )  # fmt: skip
     services.records.update(spec.id, state, progress)
 
@@ -525,6 +576,7 @@ def remove_machine(services: MachineServices, record: MachineRecord) -> None:
                     f"the machine {spec.name} is {current.state}", hint=f"stop it first: firebuild stop {spec.name}"
                 )
             finish_held(services, current, paths)
+        release(current.progress, paths)
         detach_network(services.networks, spec.id, deadline=Deadline(_CLEANUP_S, "taking down the network"))
         remove_tree(paths.run)
         remove_tree(paths.state)

@@ -8,25 +8,40 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from firebuild.host.cgroups import Limits
 from firebuild.host.deadline import Deadline
 from firebuild.host.locks import hold_lock
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from firebuild.layout import Layout, MachineLayout
     from firebuild.machine.state import MachineRecords
     from firebuild.names import MachineId
     from firebuild.network.conflist import NetworkSettings
+    from firebuild.vmm.programs import VmmChoice
 
 _LOCK_S = 150.0
 
 
+class VmmSettings(msgspec.Struct, frozen=True):
+    """How VMMs are started. `choose`: the program, checked. `memory_max`: whether it is beside the guest's, and its bytes.
+
+    `limits`: the others. `cgroup_parent`: the group that machines have theirs in."""
+
+    choose: Callable[[], VmmChoice]
+    memory_max: tuple[bool, int] = (False, 0)
+    limits: Limits = Limits()
+    cgroup_parent: str = "firebuild"
+
+
 class MachineServices(msgspec.Struct, frozen=True):
-    """What the life of machines needs. `vmm_binary`: a program that takes Firecracker's arguments; None: the emulator."""
+    """What the life of machines needs."""
 
     layout: Layout
     records: MachineRecords
     networks: NetworkSettings
-    vmm_binary: str | None = None
+    vmm: VmmSettings
 
 
 @contextmanager

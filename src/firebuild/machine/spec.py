@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import Path
 
 import msgspec
 
 from firebuild.errors import UsageError
+from firebuild.host.cgroups import Limits
 from firebuild.host.identity import ProcessIdentity
 from firebuild.names import MachineId, PortMapping
 
@@ -20,6 +22,13 @@ DEFAULT_NETWORK = "machines"
 BUILD_NETWORK = "machine-builds"
 DEFAULT_BOOT_TIMEOUT_S = 180.0
 DEFAULT_STOP_TIMEOUT_S = 10.0
+
+
+class Boot(msgspec.Struct, frozen=True):
+    """What a machine boots: the kernel and the initramfs, as files on the host."""
+
+    kernel: Path
+    initramfs: Path
 
 
 class Entrypoint(msgspec.Struct, frozen=True):
@@ -171,6 +180,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     `profile`: the profile that it belongs to. `mounts`: in the order in which they are mounted.
     `sync_back`: its folders of the host are copied back when it has ended.
     `disk_limits`: of each drive; those whose id begins with `disk` are the user's own files and devices.
+    `limits`: of the VMM with its guest.
     """
 
     id: MachineId
@@ -212,6 +222,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     allow: list[str] = []
     sync_back: bool = False
     disk_limits: DiskLimits = DiskLimits()
+    limits: Limits = Limits()
 
     @property
     def networks(self) -> list[NetworkJoin]:

@@ -43,6 +43,8 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
     started. `life`: how often it was started before.
     `ports`: as they are published, with the host ports that were chosen.
     `restarts`: how often it was started again, known when the machine has ended.
+    `cgroups`: the folders of its control group. `uid`: the user and group that its jailed VMM runs as; `owners`: what the files
+    that were given to it had before: user, group and mode.
     """
 
     owner: ProcessIdentity | None = None
@@ -60,6 +62,9 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
     lease: str | None = None
     boot_id: str | None = None
     life: int = 0
+    cgroups: list[str] = []
+    uid: int | None = None
+    owners: dict[str, tuple[int, int, int]] = {}
 
 
 class MachineRecord(msgspec.Struct, frozen=True):

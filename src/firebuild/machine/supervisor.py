@@ -18,11 +18,15 @@ from firebuild.host.files import write_atomic
 from firebuild.host.identity import ProcessIdentity, find_identity
 from firebuild.host.process import end_process, start_detached
 from firebuild.layout import MachineLayout, get_bundled
+from firebuild.machine.isolation import Kept
 from firebuild.machine.spec import MachineSpec
+from firebuild.vmm.jailer import JailPlan
 from firebuild.vmm.process import VmmLaunch
 
 CONSOLE_LIMIT_BYTES = 4 << 20
 OUTPUT_LIMIT_BYTES = 16 << 20
+# Where the guest pushes to (protocol/PROTOCOL.md, section 3).
+PUSH_PORT = 1025
 _LINE_LIMIT = 1 << 20
 _START_TIMEOUT_S = 60.0
 
@@ -54,6 +58,7 @@ def start_supervisor(
     spec: MachineSpec,
     paths: MachineLayout,
     launch: VmmLaunch,
+    kept: Kept,
     *,
     netns: Path | None,
     on_exit: Sequence[str],
@@ -66,15 +71,20 @@ def start_supervisor(
     Once `owner` is released the supervisor outlives this process. It reports on a pipe when its sockets listen and the
     VMM runs.
     """
+    jail = kept.jail
     config = {
         "id": spec.id,
         "vmm": {
             "argv": launch.argv,
             "env": launch.env,
-            "netns": str(netns) if netns else None,
+            # A jailed VMM joins it by its jailer.
+            "netns": str(netns) if netns and jail is None else None,
             "cwd": str(paths.run),
+            "cgroups": kept.cgroup.folders if kept.cgroup is not None else [],
+            "jail": _plan_mounts(jail) if jail is not None else None,
         },
-        "push_socket": str(paths.push_socket),
+        "push_socket": str(paths.push_socket if jail is None else jail.on_host(f"{jail.vsock}_{PUSH_PORT}")),
+        "push_socket_owner": None if jail is None else [jail.uid, jail.uid],
         "control_socket": str(paths.control_socket),
         "boot_document": str(paths.boot_document),
         "console_log": {"path": str(paths.console_log), "max_bytes": CONSOLE_LIMIT_BYTES},
@@ -112,6 +122,18 @@ def start_supervisor(
         os.close(read_end)
         if write_end >= 0:
             os.close(write_end)
+
+
+def _plan_mounts(jail: JailPlan) -> dict[str, Any]:
+    return {
+        "root": str(jail.root),
+        "mounts": [
+            {"source": file.source, "target": str(jail.on_host(file.inside)), "read_only": file.read_only}
+            for file in jail.files.values()
+            if not file.device
+        ],
+        "new_netns": jail.netns is None,
+    }
 
 
 def _read_started(read_end: int, paths: MachineLayout) -> ProcessIdentity:
@@ -164,6 +186,15 @@ class SupervisorLink:
         if not isinstance(value, dict):
             raise MachineError("the supervisor sent an event that is not an object")
         return value
+
+    def await_jailed(self, jailer: ProcessIdentity, deadline: Deadline) -> ProcessIdentity:
+        """The VMM that a jailer started and left: it is in a PID namespace of its own. Raises MachineError, DeadlineError."""
+        while (event := self.find_event(deadline)) is not None:
+            if event.get("event") == "started" and event.get("vmm_pid") != jailer.pid:
+                return ProcessIdentity(int(event["vmm_pid"]), int(event["vmm_start_time"]))
+            if event.get("event") == "vmm-exit":
+                raise MachineError(f"the jailer ended with status {event.get('status')} before it had started the VMM")
+        raise MachineError("the supervisor ended while the jailer was at work")
 
     def find_status(self, deadline: Deadline) -> dict[str, Any] | None:
         """What the supervisor says of its machine now; None when it is gone. Raises DeadlineError, MachineError."""

@@ -14,6 +14,7 @@ import msgspec
 
 from firebuild.errors import ApiError, DeadlineError, VmmError
 from firebuild.host.deadline import Deadline
+from firebuild.host.sockets import connect_unix
 from firebuild.host.watch import FileWatch
 from firebuild.vmm.models import VmmSetup
 
@@ -38,7 +39,7 @@ class _UnixConnection(http.client.HTTPConnection):
                 self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
                 self.sock.settimeout(self.timeout)
                 try:
-                    self.sock.connect(str(self._path))
+                    connect_unix(self.sock, self._path)
                     return
                 except ConnectionRefusedError:
                     # bind(2) makes the file, listen(2) comes a moment later, and no event tells of it.

@@ -39,7 +39,7 @@ class Bench:
     def finish(self, state: State, progress: Progress) -> tuple[list[str], list[Any]]:
         """What becomes of the machine in that state."""
         self.record = msgspec.structs.replace(self.record, state=state, progress=progress)
-        return orphans.finish_orphans(MachineServices(self.layout, cast(Any, self), cast(Any, None)))
+        return orphans.finish_orphans(MachineServices(self.layout, cast(Any, self), cast(Any, None), cast(Any, None)))
 
 
 @pytest.fixture

@@ -1,0 +1,239 @@
+"""What keeps a VMM apart: a jailer that really jails, control groups, users; with a scripted stand-in for the VMM."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from firebuild.host.cgroups import find_hierarchies
+from tests.support.cli import Cli, Result
+from tests.support.fake_jailer import write_fake_jailer
+from tests.support.fake_machines import IMAGE, Fake
+from tests.support.fake_vmm import Script, write_fake_vmm
+
+FIRST_ID = 1879100000
+needs_groups = pytest.mark.skipif(find_hierarchies() is None, reason="this host shows no control groups")
+
+
+class Jails(Fake):
+    """A firebuild whose VMM is the stand-in, in a jail."""
+
+    faults: tuple[str, ...] = ()
+    more: dict[str, str] = {}  # noqa: RUF012
+
+    def environment(self, script: Script) -> dict[str, str]:
+        vmm = write_fake_vmm(self.folder / "firecracker", script)
+        jailer = write_fake_jailer(self.folder / "jailer", *self.faults)
+        return {"FIREBUILD_BINARY_FIRECRACKER": str(vmm), "FIREBUILD_BINARY_JAILER": str(jailer), **self.more}
+
+    def jailed(self, *arguments: str, network: str = "none", **script: object) -> Result:
+        return self.run(*arguments, script=Script(seccomp=True, **script), network=network)  # type: ignore[arg-type]
+
+    def vmm_pid(self, name: str) -> int:
+        number: int = self.cli.json("inspect", name)["Pid"]["Pid"]
+        return number
+
+
+@pytest.fixture
+def jails(firebuild_cli: Cli, tmp_path: Path) -> Iterator[Jails]:
+    yield Jails(firebuild_cli, tmp_path)
+
+
+def _status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: " ".join(value.split()) for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _lines(text: str, words: int) -> list[list[str]]:
+    return [line.split(" ", words) for line in text.splitlines()]
+
+
+def test_a_jailed_machine_from_its_start_to_its_end_and_again(jails: Jails) -> None:
+    started = jails.jailed("-d", "--name", "one", probe=True, network="machines")
+    assert started.status == 0, started.describe()
+    machine_id, pid = started.stdout.strip(), jails.vmm_pid("one")
+    status = _status(pid)
+    ids = " ".join([str(FIRST_ID)] * 4)
+    shown = {key: status[key] for key in ("Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp")}
+    assert shown == {"Uid": ids, "Gid": ids, "Groups": "", "NoNewPrivs": "1", "Seccomp": "2"}
+    assert status["NSpid"].split()[-1] == "1"
+    for namespace in ("mnt", "pid", "net"):
+        assert os.stat(f"/proc/{pid}/ns/{namespace}").st_ino != os.stat(f"/proc/self/ns/{namespace}").st_ino
+    (root,) = (jails.cli.run_folder / "m" / machine_id).glob("j/firecracker/*/root")
+    # Nothing is mounted where the host sees it, and nothing but the VMM's own things is the VMM's.
+    assert str(root) not in Path("/proc/self/mountinfo").read_text()
+    assert (root.parent.stat().st_uid, (root / "fb").stat().st_uid, root.stat().st_uid) == (0, 0, FIRST_ID)
+    assert stat.S_IMODE((root / "v.sock_1025").stat().st_mode) == 0o600
+    told = {" ".join(words[:2]): words[2] for words in _lines(jails.cli.ok("logs", "one"), 2)[1:]}
+    assert jails.cli.ok("logs", "one").startswith(f"uid {FIRST_ID} pid 1 root ")
+    assert [told[f"{name} rb"] for name in ("kernel", "initramfs", "rootfs", "upper")] == ["ok"] * 4
+    assert told["upper r+b"] == "ok"
+    mounts = {words[4]: words[5].split(",")[0] for words in _lines(Path(f"/proc/{pid}/mountinfo").read_text(), 6)}
+    assert mounts["/fb/drive-upper"] == "rw"
+    for name in ("kernel", "initramfs", "rootfs"):
+        assert told[f"{name} r+b"] in ("Permission denied", "Read-only file system")
+        assert mounts[f"/fb/{'drive-' if name == 'rootfs' else ''}{name}"] == "ro"
+    assert jails.cli.run("exec", "one", "--", "anything").status == 3
+    upper = jails.cli.state / "machines" / machine_id / "upper.ext4"
+    assert upper.stat().st_uid == FIRST_ID
+    jails.cli.ok("pause", "one")
+    jails.cli.ok("resume", "one")
+    jails.cli.ok("stop", "one")
+    assert (upper.stat().st_uid, stat.S_IMODE(upper.stat().st_mode)) == (0, 0o600)
+    assert list(Path("/run/firebuild-ids").glob("[0-9]*")) == []
+    jails.cli.ok("start", "one", environment=jails.environment(Script(seccomp=True)))
+    assert _status(jails.vmm_pid("one"))["Uid"] == ids
+    second = jails.jailed("-d", "--name", "two")
+    assert second.status == 0, second.describe()
+    assert _status(jails.vmm_pid("two"))["Uid"].split()[0] == str(FIRST_ID + 1)
+    jails.cli.ok("rm", "-f", "one", "two")
+
+
+@pytest.mark.parametrize(
+    ("faults", "script", "words"),
+    [
+        (("user",), {"seccomp": True}, "its users are [0, 0, 0, 0] and not 1879100000; its groups are [0, 0, 0, 0]"),
+        (("groups",), {"seccomp": True}, "it has the further groups [0]"),
+        (("limits",), {"seccomp": True}, "its limit `Max open files` is"),
+        ((), {"seccomp": False}, "threads have no seccomp filter"),
+        ((), {"seccomp": True, "refuse": {"PUT /boot-source": "no such kernel"}}, "refused PUT /boot-source"),
+        ((), {"seccomp": True, "die_at_start": True}, "ended before its API was there"),
+    ],
+    ids=["user", "groups", "limits", "seccomp", "refuses", "dies"],
+)
+def test_a_vmm_that_is_not_kept_apart_is_killed(
+    jails: Jails, faults: tuple[str, ...], script: dict[str, object], words: str
+) -> None:
+    jails.faults = faults
+    result = jails.run("-d", "--name", "m", "--boot-timeout", "20", script=Script(**script))  # type: ignore[arg-type]
+    assert result.status == 125, result.describe()
+    assert words in result.stderr, result.describe()
+    assert jails.cli.ok("ls", "-a", "-q") == ""
+    assert list(Path("/run/firebuild-ids").glob("[0-9]*")) == []
+
+
+def test_a_vmm_in_the_hosts_network_is_killed(jails: Jails) -> None:
+    jails.faults = ("netns",)
+    result = jails.jailed("-d", "--name", "m", network="machines")
+    assert "it is in the host's net namespace; it is not in the network namespace `/run/netns/" in result.stderr
+    assert jails.cli.ok("ls", "-a", "-q") == ""
+
+
+def test_programs_that_will_not_do_are_refused_before_anything_exists(jails: Jails, tmp_path: Path) -> None:
+    good = jails.environment(Script(seccomp=True))
+    other = tmp_path / "other-jailer"
+    foreign = tmp_path / "firecracker-foreign"
+    head = bytearray(Path("/proc/self/exe").read_bytes()[:64])
+    head[18:20] = b"\x08\x00"
+    foreign.write_bytes(head)
+    foreign.chmod(0o755)
+    named = write_fake_vmm(tmp_path / "vmm", Script())
+    no_one = write_fake_vmm(tmp_path / "firecracker-none", Script(version="QEMU emulator"))
+    cases = {
+        "is the jailer of Firecracker 1.16.1, and": {
+            "FIREBUILD_BINARY_JAILER": str(write_fake_jailer(other, version="1.16.1"))
+        },
+        "is a program for another processor": {"FIREBUILD_BINARY_FIRECRACKER": str(foreign)},
+        "the jailer wants `firecracker` in that name": {"FIREBUILD_BINARY_FIRECRACKER": str(named)},
+        "is not a Firecracker that works": {"FIREBUILD_BINARY_FIRECRACKER": str(no_one)},
+        "is not the Jailer that works": {"FIREBUILD_BINARY_JAILER": "/bin/true"},
+        "--binary-jailer: `/nonexistent` cannot be read": {"FIREBUILD_BINARY_JAILER": "/nonexistent"},
+    }
+    for words, changes in cases.items():
+        command = ("run", "-d", "--from", IMAGE, "--network", "none")
+        result = jails.cli.run(*command, environment={**good, **changes})
+        assert result.status == 125, result.describe()
+        assert words in result.stderr, result.describe()
+    assert not list((jails.cli.state / "machines").iterdir())
+    assert not Path("/run/firebuild-ids").exists() or not list(Path("/run/firebuild-ids").glob("[0-9]*"))
+
+
+def test_a_range_of_users_that_is_used_up(jails: Jails) -> None:
+    jails.more = {"FIREBUILD_JAILER_IDS": "1879100000-1879100000"}
+    assert jails.jailed("-d", "--name", "one").status == 0
+    result = jails.jailed("-d", "--name", "two")
+    assert "all 1 user ids for VMMs, 1879100000 to 1879100000, are in use" in result.stderr, result.describe()
+    jails.cli.ok("kill", "one")
+    assert jails.jailed("-d", "--name", "two").status == 0
+    jails.cli.ok("rm", "-f", "one", "two")
+
+
+def test_kill_nine_of_the_supervisor_and_of_the_command(jails: Jails) -> None:
+    started = jails.jailed("-d", "--name", "one")
+    assert started.status == 0, started.describe()
+    pid = jails.vmm_pid("one")
+    supervisor = int(_status(pid)["PPid"])
+    os.kill(supervisor, signal.SIGKILL)
+    assert [line for line in jails.cli.ok("purge").splitlines() if line] == ["one"]
+    assert not Path(f"/proc/{pid}").exists()
+    # A command that dies while its VMM is being started: the supervisor ends it, and the next command mends the rest.
+    environment = {**jails.cli.environment(), **jails.environment(Script(seccomp=True, ready=False))}
+    command = jails.cli._argv(["run", "-d", "--name", "two", "--from", IMAGE, "--network", "none"])
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        from firebuild.host.deadline import Deadline
+        from firebuild.host.watch import wait_for_path
+
+        machines = jails.cli.run_folder / "m"
+        while not list(machines.glob("*/v.sock")):
+            wait_for_path(machines, Deadline(30, "the jail"))
+    finally:
+        process.kill()
+        process.wait()
+    jails.cli.run("purge")
+    assert list(Path("/run/firebuild-ids").glob("[0-9]*")) == []
+
+
+def test_a_chroot_base_on_a_file_system_without_programs_and_devices(jails: Jails) -> None:
+    folder = jails.cli.run_folder / "base"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nodev,noexec,nosuid,mode=711", "tmpfs", str(folder)], check=True)
+    try:
+        jails.more = {"FIREBUILD_RUN": str(folder)}
+        result = jails.jailed("-d", "--rm", "--name", "one", exit_after_s=0.5)
+        assert result.status == 0, result.describe()
+        jails.cli.run("wait", "one", environment=jails.more)
+        jails.cli.run("rm", "-f", "one", environment=jails.more)
+        jails.cli.run("purge", environment=jails.more)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
+
+
+@needs_groups
+def test_limits_hold_for_jailed_and_other_vmms(jails: Jails, tmp_path: Path) -> None:
+    hierarchies = find_hierarchies()
+    assert hierarchies is not None
+    limits = ("--vmm-memory-max", "+64m", "--vmm-pids-max", "64", "--vmm-cpu-max", "1.5")
+    assert jails.jailed("-d", "--name", "one", *limits).status == 0
+    command = ("run", "-d", "--name", "two", "--from", IMAGE, "--network", "none", *limits)
+    other = write_fake_vmm(tmp_path / "vmm", Script())
+    jails.cli.ok(*command, environment={"FIREBUILD_BINARY_FIRECRACKER": str(other)})
+    files = {
+        1: {"memory": "memory.limit_in_bytes", "pids": "pids.max", "cpu": "cpu.cfs_quota_us"},
+        2: {"memory": "memory.max", "pids": "pids.max", "cpu": "cpu.max"},
+    }[hierarchies.version]
+    for name in ("one", "two"):
+        machine_id, pid = jails.cli.json("inspect", name)["VMMID"], jails.vmm_pid(name)
+        wanted = {"memory": str((256 + 64) << 20), "pids": "64", "cpu": "150000"}
+        for controller, file in files.items():
+            group = Path(hierarchies.mounts[controller]) / "firebuild" / machine_id
+            assert (group / file).read_text().split()[0] == wanted[controller]
+            assert str(pid) in (group / "cgroup.procs").read_text().split()
+    jails.cli.ok("rm", "-f", "one", "two")
+
+
+def test_limits_that_cannot_be_are_refused(jails: Jails) -> None:
+    refused = jails.jailed("-d", "--vmm-memory-max", "100m")
+    assert "--vmm-memory-max is 100 MiB" in refused.stderr and "has a guest of 256 MiB" in refused.stderr
+    if find_hierarchies() is not None:
+        # No kernel takes so many.
+        refused = jails.jailed("-d", "--vmm-pids-max", str(10**18))
+        assert "the limit `1000000000000000000` cannot be set in" in refused.stderr, refused.describe()
+    assert jails.cli.ok("ls", "-a", "-q") == ""
