@@ -12,32 +12,13 @@ from pathlib import Path
 import pytest
 
 from firebuild.host.cgroups import find_hierarchies
-from tests.support.cli import Cli, Result
+from tests.support.cli import Cli
 from tests.support.fake_jailer import write_fake_jailer
-from tests.support.fake_machines import IMAGE, Fake
+from tests.support.fake_machines import IMAGE, Jails
 from tests.support.fake_vmm import Script, write_fake_vmm
 
 FIRST_ID = 1879100000
 needs_groups = pytest.mark.skipif(find_hierarchies() is None, reason="this host shows no control groups")
-
-
-class Jails(Fake):
-    """A firebuild whose VMM is the stand-in, in a jail."""
-
-    faults: tuple[str, ...] = ()
-    more: dict[str, str] = {}  # noqa: RUF012
-
-    def environment(self, script: Script) -> dict[str, str]:
-        vmm = write_fake_vmm(self.folder / "firecracker", script)
-        jailer = write_fake_jailer(self.folder / "jailer", *self.faults)
-        return {"FIREBUILD_BINARY_FIRECRACKER": str(vmm), "FIREBUILD_BINARY_JAILER": str(jailer), **self.more}
-
-    def jailed(self, *arguments: str, network: str = "none", **script: object) -> Result:
-        return self.run(*arguments, script=Script(seccomp=True, **script), network=network)  # type: ignore[arg-type]
-
-    def vmm_pid(self, name: str) -> int:
-        number: int = self.cli.json("inspect", name)["Pid"]["Pid"]
-        return number
 
 
 @pytest.fixture

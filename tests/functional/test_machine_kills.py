@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import Cli
-from tests.support.fake_machines import IMAGE, Fake
+from tests.support.fake_machines import IMAGE, Fake, Jails
 from tests.support.fake_vmm import Script
 from tests.support.kill_points import Victim, count_effects, start
 from tests.support.ledger import Watch, settle, take_snapshot
@@ -49,8 +49,10 @@ class Lane:
         for path in (state, run):
             path.mkdir(mode=0o711)
         self.number = number
-        self.fake = Fake(Cli(state, run), folder)
-        self.environment = {**self.fake.cli.environment(), **self.fake.environment(Script(output="up\n"))}
+        self.jailed = number % 2 == 1
+        self.fake = (Jails if self.jailed else Fake)(Cli(state, run), folder)
+        script = Script(output="up\n", seccomp=self.jailed)
+        self.environment = {**self.fake.cli.environment(), **self.fake.environment(script)}
         self.folder = folder
 
     def begin(self, *argv: str, at: int = 0) -> Victim:
@@ -96,16 +98,20 @@ class Sweep:
             assert lane.run().wait() == 0
             lane.ok("rm", "-f", "m")
         self.before = take_snapshot(watch)
-        lane = lanes[0]
-        self.totals = {"run": count_effects(self._finish(lane.run()))}
-        self.totals["stop"] = count_effects(self._finish(lane.begin("stop", "m")))
-        self.totals["start"] = count_effects(self._finish(lane.begin("start", "m")))
+        # By whether its machines are jailed.
+        self.totals = {lane.jailed: self._count(lane) for lane in lanes[:2]}
+        self.check()
+
+    def _count(self, lane: Lane) -> dict[str, int]:
+        totals = {"run": count_effects(self._finish(lane.run()))}
+        totals["stop"] = count_effects(self._finish(lane.begin("stop", "m")))
+        totals["start"] = count_effects(self._finish(lane.begin("start", "m")))
         lane.ok("kill", "m")
-        self.totals["rm"] = count_effects(self._finish(lane.begin("rm", "m")))
+        totals["rm"] = count_effects(self._finish(lane.begin("rm", "m")))
         lane.run().wait()
         self.lose(lane)
-        self.totals["purge"] = count_effects(self._finish(lane.begin("purge")))
-        self.check()
+        totals["purge"] = count_effects(self._finish(lane.begin("purge")))
+        return totals
 
     def _finish(self, victim: Victim) -> Victim:
         victim.wait()
@@ -122,7 +128,7 @@ class Sweep:
         points = rounds * len(self.lanes)
         victims = []
         for index, lane in enumerate(self.lanes):
-            at = 1 + self.totals[operation] * (turn * len(self.lanes) + index) // points
+            at = 1 + self.totals[lane.jailed][operation] * (turn * len(self.lanes) + index) // points
             victims.append(lane.run(at) if operation == "run" else lane.begin(*argv, at=at))
         for victim in victims:
             assert victim.killed or victim.wait() == 0, victim.output.read_text()

@@ -11,6 +11,7 @@ from firebuild.kernels.vmlinux import KernelFile
 from firebuild.names import parse_reference
 from firebuild.store.images import ImageConfig, RunConfig
 from tests.support.cli import Cli, Result
+from tests.support.fake_jailer import write_fake_jailer
 from tests.support.fake_vmm import Script, write_fake_vmm
 
 IMAGE = "test/app:1"
@@ -44,3 +45,22 @@ class Fake:
     def state(self, name: str) -> str:
         status: str = self.cli.json("inspect", name)["State"]["Status"]
         return status
+
+
+class Jails(Fake):
+    """A firebuild whose VMM is the stand-in, in a jail."""
+
+    faults: tuple[str, ...] = ()
+    more: dict[str, str] = {}  # noqa: RUF012
+
+    def environment(self, script: Script) -> dict[str, str]:
+        vmm = write_fake_vmm(self.folder / "firecracker", script)
+        jailer = write_fake_jailer(self.folder / "jailer", *self.faults)
+        return {"FIREBUILD_BINARY_FIRECRACKER": str(vmm), "FIREBUILD_BINARY_JAILER": str(jailer), **self.more}
+
+    def jailed(self, *arguments: str, network: str = "none", **script: object) -> Result:
+        return self.run(*arguments, script=Script(seccomp=True, **script), network=network)  # type: ignore[arg-type]
+
+    def vmm_pid(self, name: str) -> int:
+        number: int = self.cli.json("inspect", name)["Pid"]["Pid"]
+        return number

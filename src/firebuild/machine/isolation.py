@@ -225,5 +225,5 @@ def release(progress: Progress, paths: MachineLayout) -> None:
             copy.unlink()
     except OSError as error:
         raise map_os_error(error, f"removing copies of disks in `{paths.state}`") from error
-    if progress.uid is not None:
-        free_ids(IDS_FOLDER, paths.state)
+    # Also where it was killed before it could record which one it has.
+    free_ids(IDS_FOLDER, paths.state)
