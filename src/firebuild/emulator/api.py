@@ -11,7 +11,7 @@ import msgspec
 
 from firebuild.emulator import API_VERSION
 from firebuild.emulator.api_devices import DeviceRoutes, checked_id
-from firebuild.emulator.faults import NOT_PREBOOT, Fault, not_served
+from firebuild.emulator.faults import NOT_PREBOOT, Fault
 from firebuild.emulator.http import Request, Response
 from firebuild.emulator.instance import NOT_STARTED, Instance
 from firebuild.emulator.log import LEVELS
@@ -29,6 +29,8 @@ from firebuild.emulator.models import (
     NetworkInterface,
     NetworkInterfaceUpdate,
     Serial,
+    SnapshotCreate,
+    SnapshotLoad,
     VmState,
     Vsock,
     parse_body,
@@ -37,8 +39,6 @@ from firebuild.emulator.models import (
 )
 
 _EMPTY = {"PUT": "Empty PUT request.", "PATCH": "Empty PATCH request."}
-# What Firecracker has and the emulator does not, as (method, first part of the path).
-_NOT_SERVED = frozenset({("PUT", "snapshot")})
 
 
 class Api:
@@ -63,6 +63,7 @@ class Api:
             ("PUT", "mmds"): self._put_mmds,
             ("PUT", "network-interfaces"): self._put_net,
             ("PUT", "serial"): self._put_serial,
+            ("PUT", "snapshot"): self._put_snapshot,
             ("PUT", "vsock"): self._put_vsock,
             ("PATCH", "drives"): self._patch_drive,
             ("PATCH", "machine-config"): self._patch_machine_config,
@@ -104,8 +105,6 @@ class Api:
         route = self._routes.get((method, name))
         if method in ("GET", "DELETE") and request.body:
             raise Fault("GET request cannot have a body." if method == "GET" else "Empty Delete request.")
-        if (method, name) in _NOT_SERVED:
-            raise not_served(f"{method} {request.path}")
         # The one kind of request to which a body is optional.
         if method in _EMPTY and not request.body and parts[:2] != ["balloon", "hinting"]:
             raise Fault(_EMPTY[method])
@@ -193,6 +192,18 @@ class Api:
         config = parse_body(body, Serial)
         self._instance.require_preboot().set_serial(config)
         return _DONE
+
+    def _put_snapshot(self, body: bytes, rest: list[str]) -> Response:
+        if not rest:
+            raise Fault("Missing snapshot operation type.")
+        if rest[0] == "create":
+            self._instance.create_snapshot(parse_body(body, SnapshotCreate))
+            return _DONE
+        if rest[0] != "load":
+            raise _no_route("PUT", f"/snapshot/{rest[0]}")
+        request = parse_body(body, SnapshotLoad)
+        self._instance.load_snapshot(request)
+        return _deprecated(request.mem_file_path is not None or request.enable_diff_snapshots)
 
     def _put_vsock(self, body: bytes, _: list[str]) -> Response:
         config = parse_body(body, Vsock)

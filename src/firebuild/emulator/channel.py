@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import re
 import select
 import socket
+import struct
+import termios
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +17,7 @@ from collections.abc import Callable
 from firebuild.emulator import mux
 from firebuild.emulator.log import Log
 from firebuild.emulator.loop import READ, WRITE, Loop
+from firebuild.emulator.statefile import SavedChannel
 
 _READ_SIZE = 262144
 # Enough for what is left of a record, and one big read behind it.
@@ -26,16 +30,18 @@ _PREAMBLE = re.compile(rb"connect ([0-9]{1,10})[ \t\r]*\n", re.IGNORECASE)
 _PREAMBLE_LIMIT = 32
 _STREAM_LIMIT = 1023
 _FIRST_HOST_PORT = 1 << 30
+_PEEK_SIZE = 4 << 20
 
 
 class _Connection:
     """One Unix socket and the stream that it is joined to (`number` None: its preamble is still being read)."""
 
-    __slots__ = ("early", "eof", "finish", "number", "pending", "socket")
+    __slots__ = ("early", "eof", "finish", "guest_port", "number", "pending", "socket")
 
     def __init__(self, connected: socket.socket, number: int | None) -> None:
         self.socket = connected
         self.number = number
+        self.guest_port = 0
         self.early = b""
         self.pending: deque[memoryview] = deque()
         # The host's end will send no more; the guest will send no more.
@@ -53,11 +59,14 @@ class Channel:
         self._mux = mux.Mux()
         self._streams: dict[int, _Connection] = {}
         self._greeting: set[_Connection] = set()
+        # Those that ask for a stream between a restore and the guest's answer to our HELLO.
+        self._held: list[_Connection] = []
         self._stalled: set[_Connection] = set()
         self._port: socket.socket | None = None
         self._buffer = bytearray(_BUFFER_SIZE)
         self._view = memoryview(self._buffer)
         self._filled = 0
+        self._received = 0
         self._host_ports = itertools.count(_FIRST_HOST_PORT)
         self.counters = {"rx_bytes_count": 0, "tx_bytes_count": 0, "conns_added": 0, "conns_killed": 0}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -77,6 +86,39 @@ class Channel:
         self._port = port
         self._watch_port()
         self._loop.watch(self._listener.fileno(), READ, self._accept)
+
+    def settle(self, peer: socket.socket, turn: Callable[[], object]) -> None:
+        """Read all that QEMU has, until nothing moves any more. The guest is paused; `turn` lets QEMU's main loop go round.
+
+        `peer` is QEMU's end of the port. When this returns QEMU has written all that the guest had sent in whole, and has
+        passed on all that the guest has room for: until the guest goes on, its memory is changed by nothing here.
+        """
+        unread, still = -1, 0
+        while still < 2 and self._port is not None:
+            turn()
+            before = self._received
+            self._read_port(READ)
+            now = _unread_bytes(peer)
+            still = still + 1 if now == unread and before == self._received else 0
+            unread = now
+
+    def freeze(self, peer: socket.socket) -> SavedChannel:
+        """Where the two ends stand, after `settle`; and this side's streams are reset, as the guest's will be when it goes on."""
+        waiting = peer.recv(_PEEK_SIZE, socket.MSG_PEEK | socket.MSG_DONTWAIT) if _unread_bytes(peer) else b""
+        rest = self._mux.unfinished(len(waiting))
+        to_guest = (waiting + b"".join(self._mux.output))[:rest]
+        saved = SavedChannel(self._mux.greeted or self._mux.awaiting, to_guest, bytes(self._view[: self._filled]))
+        self._reset_streams()
+        if saved.greeted:
+            self._mux.void()
+        return saved
+
+    def thaw(self, saved: SavedChannel) -> None:
+        """Go on, before `attach`, where another process's channel stood: all streams are void, and the guest is told so."""
+        self._filled = len(saved.from_guest)
+        self._view[: self._filled] = saved.from_guest
+        if saved.greeted:
+            self._mux.void(saved.to_guest)
 
     def drain(self, timeout_s: float) -> None:
         """The guest is gone: pass on all that it had sent, for at most `timeout_s`, then close every stream."""
@@ -138,16 +180,23 @@ class Channel:
         if data and not newline and len(line) < _PREAMBLE_LIMIT:
             return
         match = _PREAMBLE.fullmatch(line + newline)
-        if not data or match is None or int(match[1]) > 0xFFFFFFFF or not self._mux.greeted:
+        if not data or match is None or int(match[1]) > 0xFFFFFFFF or not (self._mux.greeted or self._mux.awaiting):
             self._drop(connection)
             return
         connection.early = connection.early[len(line) + 1 :]
-        self._greeting.discard(connection)
+        connection.guest_port = int(match[1])
         # Nothing more is read until the guest has accepted.
         self._loop.forget(connection.socket.fileno())
-        connection.number = self._mux.open(int(match[1]))
-        self._streams[connection.number] = connection
+        if self._mux.awaiting:
+            self._held.append(connection)
+            return
+        self._open_stream(connection)
         self._flush_port()
+
+    def _open_stream(self, connection: _Connection) -> None:
+        self._greeting.discard(connection)
+        connection.number = self._mux.open(connection.guest_port)
+        self._streams[connection.number] = connection
 
     # Host side: data of a stream.
 
@@ -305,6 +354,7 @@ class Channel:
             self._lose_port()
             return
         self._filled += size
+        self._received += size
         done = 0
         try:
             for record, end in mux.scan(self._view[: self._filled]):
@@ -335,8 +385,11 @@ class Channel:
 
     def _on_hello(self, _: mux.Record) -> None:
         self._log.debug("vsock: the guest has opened its port")
-        for connection in list(self._streams.values()):
-            self._drop(connection)
+        self._reset_streams()
+        held, self._held = self._held, []
+        for connection in held:
+            if connection.socket.fileno() >= 0:
+                self._open_stream(connection)
 
     def _on_open(self, record: mux.Record) -> None:
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -396,6 +449,10 @@ class Channel:
         mux.Kind.WINDOW: _on_window,
     }
 
+    def _reset_streams(self) -> None:
+        for connection in list(self._streams.values()):
+            self._drop(connection)
+
     def _void_streams(self) -> None:
         for connection in [*self._streams.values(), *self._greeting]:
             self._drop(connection)
@@ -413,3 +470,9 @@ class Channel:
                 continue
             connection.eof = connection.finish = True
             self._watch(connection)
+
+
+def _unread_bytes(end: socket.socket) -> int:
+    """How many bytes wait to be read from one end of a socket pair (unix(7), SIOCINQ)."""
+    (size,) = struct.unpack("i", fcntl.ioctl(end, termios.FIONREAD, b"\0\0\0\0"))
+    return int(size)

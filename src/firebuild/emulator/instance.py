@@ -22,10 +22,13 @@ from firebuild.emulator.models import (
     MetricsConfig,
     NetworkInterfaceUpdate,
     RateLimiter,
+    SnapshotCreate,
+    SnapshotLoad,
     shown,
 )
 from firebuild.emulator.resources import OpenDrive, Resources, open_drive
 from firebuild.emulator.runtime import LaunchOptions, Runtime
+from firebuild.emulator.snapshots import NOT_PAUSED, create_snapshot, load_snapshot
 from firebuild.errors import FirebuildError
 
 NOT_STARTED, RUNNING, PAUSED = "Not started", "Running", "Paused"
@@ -47,6 +50,7 @@ class Instance:
         self.instance_id = instance_id
         self.state = NOT_STARTED
         self.resources = Resources(loop, log, instance_id=instance_id, mmds_limit_bytes=mmds_limit_bytes)
+        self._mmds_limit_bytes = mmds_limit_bytes
         self.logger: Logger | None = None
         self.metrics_config: MetricsConfig | None = None
         self._options = options
@@ -143,11 +147,7 @@ class Instance:
         runtime = Runtime(self._loop, self.log, resources, self._ended)
         try:
             runtime.start(self.instance_id, self._options)
-            if resources.balloon is not None:
-                self._balloon = RunningBalloon(
-                    resources.balloon, mem_size_mib=resources.machine.mem_size_mib, execute=runtime.execute
-                )
-                self._balloon.start()
+            self._start_balloon(resources, runtime)
             runtime.execute("cont")
         except FirebuildError as error:
             runtime.kill()
@@ -159,6 +159,38 @@ class Instance:
         self._runtime = runtime
         self.state = RUNNING
         self._tick()
+
+    def _start_balloon(self, resources: Resources, runtime: Runtime) -> None:
+        if resources.balloon is not None:
+            self._balloon = RunningBalloon(
+                resources.balloon, mem_size_mib=resources.machine.mem_size_mib, execute=runtime.execute
+            )
+            self._balloon.start()
+
+    def create_snapshot(self, request: SnapshotCreate) -> None:
+        """PUT /snapshot/create."""
+        runtime = self._require_running()
+        if self.state != PAUSED:
+            raise Fault(NOT_PAUSED)
+        create_snapshot(runtime, self.resources, request)
+
+    def load_snapshot(self, request: SnapshotLoad) -> None:
+        """PUT /snapshot/load."""
+        old = self.require_preboot()
+        resources, runtime = load_snapshot(
+            self._loop, self.log, old, request, instance_id=self.instance_id, mmds_limit_bytes=self._mmds_limit_bytes,
+            options=self._options, on_exit=self._ended,
+        )  # fmt: skip
+        old.close()
+        self.resources, self._runtime = resources, runtime
+        self.state = PAUSED
+        try:
+            self._start_balloon(resources, runtime)
+        except FirebuildError as error:
+            raise Fault(f"Load snapshot error: {error}") from error
+        self._tick()
+        if request.resume_vm:
+            self.resume()
 
     def pause(self) -> None:
         """PATCH /vm, Paused."""

@@ -243,6 +243,49 @@ class VmState(Strict):
     state: Literal["Paused", "Resumed"]
 
 
+class SnapshotCreate(Strict):
+    """PUT /snapshot/create."""
+
+    snapshot_path: str
+    mem_file_path: str
+    snapshot_type: Literal["Diff", "Full"] = "Full"
+
+
+class MemBackend(Strict):
+    """Where PUT /snapshot/load finds the memory."""
+
+    backend_path: str
+    backend_type: Literal["File", "Uffd"]
+
+
+class NetworkOverride(msgspec.Struct):
+    """Another tap for an interface of a snapshot; Firecracker ignores unknown fields here."""
+
+    iface_id: str
+    host_dev_name: str
+
+
+class VsockOverride(msgspec.Struct):
+    """Another Unix socket for the vsock of a snapshot; Firecracker ignores unknown fields here."""
+
+    uds_path: str
+
+
+class SnapshotLoad(Strict):
+    """PUT /snapshot/load."""
+
+    snapshot_path: str
+    mem_file_path: str | None = None
+    mem_backend: MemBackend | None = None
+    enable_diff_snapshots: bool = False
+    track_dirty_pages: bool = False
+    resume_vm: bool = False
+    network_overrides: list[NetworkOverride] = msgspec.field(default_factory=list)
+    vsock_override: VsockOverride | None = None
+    clock_realtime: bool = False
+    huge_pages: Literal["Snapshot", "None", "Transparent", "2M"] = "Snapshot"
+
+
 class ConfigFile(msgspec.Struct, rename="kebab", kw_only=True):
     """The file of --config-file. Firecracker ignores unknown keys in it; sections that are not served are refused by name."""
 

@@ -17,6 +17,8 @@ VERSION = 1
 PAYLOAD_MAX = 65536
 WINDOW = 262144
 _GRANT_AT = WINDOW // 2
+# More than a socket between two processes holds: of what was written longer ago, all has been read.
+_UNREAD_MAX = 1 << 20
 
 
 class Kind(IntEnum):
@@ -121,8 +123,13 @@ class Mux:
         self.output: deque[bytes] = deque()
         self.output_bytes = 0
         self.greeted = False
+        # Our HELLO, after a restore, is still to be answered: the guest's other records are of streams that are void.
+        self.awaiting = False
         self._last_host = -1
         self._last_guest = 0
+        self._put_bytes = 0
+        self._written = 0
+        self._ends: deque[int] = deque()
 
     def receive(self, record: Record) -> bool:
         """Apply one record. True if the owner of its stream must be told of it (for HELLO: of every stream).
@@ -132,6 +139,8 @@ class Mux:
         kind, number = record.kind, record.stream
         if kind is Kind.HELLO:
             return self._hello(record.value)
+        if self.awaiting:
+            return False
         if not self.greeted:
             raise MuxError("no-hello")
         if record.fault is not None:
@@ -187,8 +196,24 @@ class Mux:
         # is half written must stay whole.
         self._last_host, self._last_guest = -1, 0
         self.greeted = True
-        self._put(encode_value(Kind.HELLO, 0, VERSION))
+        if not self.awaiting:
+            self._put(encode_value(Kind.HELLO, 0, VERSION))
+        self.awaiting = False
         return True
+
+    def void(self, unfinished: bytes = b"") -> None:
+        """Void all streams and say HELLO, as after a restore; first comes the rest of a record that the guest has begun to read."""
+        self.streams.clear()
+        self._last_host, self._last_guest = -1, 0
+        self.greeted, self.awaiting = False, True
+        if unfinished:
+            self._put(unfinished)
+        self._put(encode_value(Kind.HELLO, 0, VERSION))
+
+    def unfinished(self, unread: int) -> int:
+        """How many bytes are left of the record that the guest is in the middle of, `unread` bytes of what was written being unread."""
+        position = self._written - unread
+        return next((end - position for end in self._ends if end >= position), 0) if position else 0
 
     def open(self, port: int) -> int:
         """Open a stream to a guest's port; its id. Only after the guest's HELLO."""
@@ -219,7 +244,7 @@ class Mux:
     def send(self, number: int, payload: bytes) -> None:
         """Send at most `sendable` bytes, not none."""
         self.streams[number].outgoing -= len(payload)
-        self._put(HEADER.pack(Kind.DATA, 0, 0, number, len(payload)))
+        self._put(HEADER.pack(Kind.DATA, 0, 0, number, len(payload)), whole=False)
         self._put(payload)
 
     def finish(self, number: int) -> None:
@@ -244,6 +269,9 @@ class Mux:
     def taken(self, size: int) -> None:
         """`size` bytes from the front of `output` have been written."""
         self.output_bytes -= size
+        self._written += size
+        while self._ends and self._ends[0] < self._written - _UNREAD_MAX:
+            self._ends.popleft()
         while size:
             head = self.output[0]
             if size < len(head):
@@ -252,9 +280,12 @@ class Mux:
             size -= len(head)
             self.output.popleft()
 
-    def _put(self, data: bytes) -> None:
+    def _put(self, data: bytes, *, whole: bool = True) -> None:
         self.output.append(data)
         self.output_bytes += len(data)
+        self._put_bytes += len(data)
+        if whole:
+            self._ends.append(self._put_bytes)
 
     def _forget_if_done(self, number: int, stream: Stream) -> None:
         if stream.fin_sent and stream.fin_received:

@@ -61,18 +61,25 @@ class BalloonPlan:
 
 @dataclass(frozen=True)
 class MachinePlan:
-    """All that the command line is made from. Descriptors are those that QEMU inherits."""
+    """All that the command line is made from. Descriptors are those that QEMU inherits.
+
+    `ram` is the file that holds the guest's memory: shared, or mapped copy-on-write where `ram_shared` is false.
+    `incoming`: the machine waits for a saved state, and has no kernel of its own.
+    """
 
     name: str
     kvm: bool
     vcpu_count: int
     smt: bool
     mem_size_mib: int
-    kernel: str
+    kernel: str | None
     initrd: str | None
     boot_args: str
     console: int
     qmp: int
+    ram: int
+    ram_shared: bool = True
+    incoming: bool = False
     channel: int | None = None
     drives: Sequence[DrivePlan] = ()
     nets: Sequence[NetPlan] = ()
@@ -85,7 +92,7 @@ class MachinePlan:
 
     def descriptors(self) -> list[int]:
         """The descriptors that QEMU must inherit."""
-        numbers = [self.console, self.qmp, *(drive.descriptor for drive in self.drives)]
+        numbers = [self.console, self.qmp, self.ram, *(drive.descriptor for drive in self.drives)]
         numbers += [net.descriptor for net in self.nets]
         return [*numbers, *([self.channel] if self.channel is not None else []), *self.extra_fds]
 
@@ -140,13 +147,17 @@ def plan_command(plan: MachinePlan) -> list[str]:
     argv += ["-no-reboot", "-S"]
     if plan.sandbox:
         argv += ["-sandbox", SANDBOX]
-    argv += ["-M", "microvm,acpi=on", "-global", "virtio-mmio.force-legacy=false"]
+    argv += ["-M", "microvm,acpi=on,memory-backend=ram,suppress-vmdesc=on", "-global", "virtio-mmio.force-legacy=false"]
+    # A saved state is the devices' alone; it carries no description of the machine that QEMU could compare.
+    argv += ["-global", "migration.send-configuration=off"]
     argv += ["-accel", "kvm" if plan.kvm else "tcg", "-cpu", "host" if plan.kvm else "max"]
     argv += ["-smp", _smp(plan.vcpu_count, plan.smt), "-m", f"size={plan.mem_size_mib}M"]
-    argv += ["-device", "i8042", "-kernel", plan.kernel]
+    argv += ["-object", _ram(plan), "-device", "i8042"]
+    if plan.kernel is not None:
+        argv += ["-kernel", plan.kernel]
     if plan.initrd is not None:
         argv += ["-initrd", plan.initrd]
-    argv += ["-append", plan.boot_args]
+    argv += ["-incoming", "defer"] if plan.incoming else ["-append", plan.boot_args]
     argv += ["-chardev", f"socket,id=qmp,fd={plan.qmp}", "-mon", "chardev=qmp,mode=control"]
     argv += ["-chardev", f"socket,id=console,fd={plan.console}", "-serial", "chardev:console"]
     for drive in plan.drives:
@@ -165,6 +176,11 @@ def plan_command(plan: MachinePlan) -> list[str]:
         given = "".join(f",{name}={'on' if value else 'off'}" for name, value in switches.items())
         argv += ["-device", f"virtio-balloon-device,id={BALLOON_DEVICE}{given}"]
     return argv
+
+
+def _ram(plan: MachinePlan) -> str:
+    share = "on" if plan.ram_shared else "off"
+    return f"memory-backend-file,id=ram,size={plan.mem_size_mib}M,mem-path=/dev/fd/{plan.ram},share={share}"
 
 
 def _smp(count: int, smt: bool) -> str:

@@ -26,15 +26,22 @@ class Qmp:
         self, connected: socket.socket, alive: Callable[[], bool], on_event: Callable[[str, Any], None]
     ) -> None:
         self.socket = connected
+        # QEMU's version, once it has greeted.
         self._alive = alive
         self._on_event = on_event
         self._data = b""
+        self.version = ""
         connected.setblocking(False)
 
     def greet(self, deadline: Deadline) -> None:
         """Take QEMU's greeting and enter command mode. Raises QmpError, DeadlineError."""
-        while "QMP" not in self._next(deadline):
+        while "QMP" not in (greeting := self._next(deadline)):
             continue
+        version = greeting["QMP"]["version"]
+        number = version["qemu"]
+        self.version = (
+            f"{number['major']}.{number['minor']}.{number['micro']}{version['package'] and ' '}{version['package']}"
+        )
         self.execute("qmp_capabilities", deadline=deadline)
 
     def execute(
@@ -63,6 +70,17 @@ class Qmp:
                 return answer["return"]
             if "error" in answer:
                 raise QmpError(f"QEMU refused `{command}`: {answer['error'].get('desc')}")
+
+    def await_event(self, seen: Callable[[], bool], deadline: Deadline) -> None:
+        """Take events until `seen` says that the one that was waited for has come. Raises QmpError, DeadlineError."""
+        while True:
+            while b"\n" in self._data:
+                self._take_line()
+            if seen():
+                return
+            select.select([self.socket], [], [], min(1.0, deadline.check()))
+            if not self._receive() and not self._alive():
+                raise QmpError("QEMU has ended")
 
     def poll(self) -> None:
         """Take the events that have arrived. Raises QmpError when QEMU has closed the connection."""

@@ -105,15 +105,19 @@ class Resources:
         self.balloon: BalloonConfig | None = None
         self.mmds = Mmds(mmds_limit_bytes, instance_id)
         self.mmds_config: MmdsConfig | None = None
+        # Whether anything was configured (or tried) that a snapshot would bring itself.
+        self.configured = False
 
     # What is set.
 
     def set_machine(self, config: MachineConfig) -> None:
         """PUT /machine-config."""
+        self.configured = True
         self._set_machine(config)
 
     def update_machine(self, update: MachineConfigUpdate) -> None:
         """PATCH /machine-config."""
+        self.configured = True
         given = {name: value for name, value in msgspec.structs.asdict(update).items() if value is not None}
         if not given:
             raise Fault("Empty PATCH request.")
@@ -129,6 +133,7 @@ class Resources:
 
     def set_boot(self, config: BootSource) -> None:
         """PUT /boot-source."""
+        self.configured = True
         prefix = "Boot source error: "
         try:
             kernel = os.open(config.kernel_image_path, os.O_RDONLY | os.O_CLOEXEC)
@@ -154,6 +159,7 @@ class Resources:
 
     def set_drive(self, config: Drive) -> None:
         """PUT /drives/{id} before boot: the root drive comes first, the others in the order in which they were added."""
+        self.configured = True
         prefix = "Drive config error: "
         position = next((i for i, drive in enumerate(self.drives) if drive.config.drive_id == config.drive_id), None)
         has_root = bool(self.drives) and self.drives[0].config.is_root_device
@@ -184,6 +190,7 @@ class Resources:
 
     def set_net(self, config: NetworkInterface) -> None:
         """PUT /network-interfaces/{id} before boot."""
+        self.configured = True
         if config.guest_mac is not None and not _MAC.fullmatch(config.guest_mac):
             raise Fault(
                 "An error occurred when deserializing the json body of a request: "
@@ -219,6 +226,7 @@ class Resources:
 
     def set_vsock(self, config: Vsock) -> None:
         """PUT /vsock: binds the Unix socket at once."""
+        self.configured = True
         if config.guest_cid < 3:
             raise Fault(f"Vsock config error: Cannot create vsock device: Invalid guest CID {config.guest_cid}")
         if self.channel is None:
@@ -238,6 +246,7 @@ class Resources:
 
     def set_entropy(self, config: Entropy) -> None:
         """PUT /entropy."""
+        self.configured = True
         if config.rate_limiter is not None and config.rate_limiter.ops is not None:
             self._log.warning("The limit of operations of the entropy device is not kept by the emulator.")
         if self.entropy is None:
@@ -246,6 +255,7 @@ class Resources:
 
     def set_balloon(self, config: BalloonConfig) -> None:
         """PUT /balloon."""
+        self.configured = True
         check_balloon(config, mem_size_mib=self.machine.mem_size_mib)
         if self.balloon is None:
             self._check_devices()
@@ -259,6 +269,7 @@ class Resources:
 
     def set_mmds_config(self, config: MmdsConfig) -> None:
         """PUT /mmds/config."""
+        self.configured = True
         prefix = "MMMDS config error: "
         if config.ipv4_address is not None:
             try:

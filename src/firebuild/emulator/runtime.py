@@ -17,10 +17,12 @@ from firebuild.emulator.console import Console
 from firebuild.emulator.http import Response
 from firebuild.emulator.log import Log, open_output
 from firebuild.emulator.loop import READ, Loop
+from firebuild.emulator.memory import Changes, make_ram
 from firebuild.emulator.models import BalloonConfig
 from firebuild.emulator.qmp import Qmp, QmpError
 from firebuild.emulator.resources import Resources
 from firebuild.emulator.server import HttpServer
+from firebuild.emulator.statefile import SavedChannel, SavedMachine
 from firebuild.errors import FirebuildError, HostError
 from firebuild.host.deadline import Deadline
 from firebuild.host.kvm import HostKind, find_cpu_khz, find_host_mode
@@ -43,6 +45,15 @@ class LaunchOptions:
     sandbox: bool = True
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A saved machine: its header, its devices' state and the descriptor of its memory, which the runtime takes over."""
+
+    header: SavedMachine
+    state: bytes
+    memory: int
+
+
 class Runtime:
     """A started QEMU, still paused after `start`. `on_exit(status)` is called once when it has ended; 0 is orderly."""
 
@@ -59,17 +70,38 @@ class Runtime:
         self._qmp: Qmp | None = None
         self._replacements = 0
         self._drive_nodes: dict[int, str] = {}
+        self._migration = ""
+        self._saved = False
+        self.accelerator = ""
+        # The file that holds the guest's memory, and the user whose QEMU opens it (None: this process's).
+        self.memory = -1
+        self.owner: int | None = None
 
-    def start(self, instance_id: str, options: LaunchOptions) -> None:
-        """Start QEMU with the guest's first instruction still to come. Raises FirebuildError, OSError; then all is undone."""
+    @property
+    def qemu_version(self) -> str:
+        """The version that QEMU has greeted with."""
+        return self._qmp.version if self._qmp is not None else ""
+
+    def start(self, instance_id: str, options: LaunchOptions, saved: Saved | None = None) -> None:
+        """Start QEMU with the guest's first instruction still to come, or as it was `saved`, paused.
+
+        Raises FirebuildError, OSError; then all is undone.
+        """
         try:
-            self._start(instance_id, options)
+            self._start(instance_id, options, saved)
+            if saved is not None:
+                self._load_devices(saved)
         except BaseException:
             self.kill()
             raise
 
-    def _start(self, instance_id: str, options: LaunchOptions) -> None:
+    def _start(self, instance_id: str, options: LaunchOptions, saved: Saved | None) -> None:
         resources, loop = self._resources, self._loop
+        root = os.geteuid() == 0
+        self.owner = options.uid if root else None
+        self.memory = saved.memory if saved is not None else make_ram(resources.machine.mem_size_mib << 20, self.owner)
+        self._undo.callback(os.close, self.memory)
+        self._saved = saved is not None
         for net in resources.mmds_nets():
             self._serve_mmds(net.config.host_dev_name)
         output = self._console_output()
@@ -85,7 +117,9 @@ class Runtime:
             passed.callback(os.close, write_end)
             self._undo.callback(os.close, read_end)
             plan, groups = self._plan(instance_id, options, passed, [end.fileno() for end in theirs])
-            root = os.geteuid() == 0
+            # Kept, to see what QEMU has not read yet when a snapshot is made.
+            self._peer = theirs[2].dup()
+            self._undo.callback(self._peer.close)
             argv = qemu.plan_command(plan)
             self._log.info("Starting " + " ".join(argv))
             process = start_unprivileged(
@@ -108,6 +142,8 @@ class Runtime:
         self._console = Console(loop, console_socket, output, self._keyboard())
         self._undo.callback(self._console.close)
         if resources.channel is not None:
+            if saved is not None and saved.header.channel is not None:
+                resources.channel.thaw(saved.header.channel)
             resources.channel.attach(port)
             self._undo.callback(resources.channel.detach)
         loop.watch(qmp_socket.fileno(), READ, lambda _: self._poll_qmp())
@@ -122,12 +158,13 @@ class Runtime:
     ) -> tuple[qemu.MachinePlan, list[int]]:
         resources = self._resources
         boot = resources.boot
-        if boot is None:
+        if boot is None and not self._saved:
             raise HostError("there is no boot source")
         kvm, groups = self._choose_accelerator()
+        self.accelerator = "kvm" if kvm else "tcg"
         khz = None if kvm else find_cpu_khz()
-        kernel = _readable(boot.kernel, passed)
-        initrd = _readable(boot.initrd, passed) if boot.initrd is not None else None
+        kernel = _readable(boot.kernel, passed) if boot is not None else None
+        initrd = _readable(boot.initrd, passed) if boot is not None and boot.initrd is not None else None
         bucket = resources.entropy.rate_limiter if resources.entropy is not None else None
         limit = bucket.bandwidth if bucket is not None and bucket.bandwidth and bucket.bandwidth.per_second() else None
         plan = qemu.MachinePlan(
@@ -136,9 +173,14 @@ class Runtime:
             vcpu_count=resources.machine.vcpu_count,
             smt=resources.machine.smt,
             mem_size_mib=resources.machine.mem_size_mib,
-            kernel=f"/dev/fd/{kernel}",
+            kernel=f"/dev/fd/{kernel}" if kernel is not None else None,
             initrd=f"/dev/fd/{initrd}" if initrd is not None else None,
-            boot_args=qemu.plan_boot_args(boot.config.boot_args, root=resources.root(), tsc_khz=khz),
+            boot_args=qemu.plan_boot_args(
+                boot.config.boot_args if boot is not None else None, root=resources.root(), tsc_khz=khz
+            ),
+            ram=self.memory,
+            ram_shared=not self._saved,
+            incoming=self._saved,
             qmp=sockets[0],
             console=sockets[1],
             channel=sockets[2] if resources.channel is not None else None,
@@ -151,7 +193,7 @@ class Runtime:
             entropy_period_ms=limit.refill_time if limit is not None else 0,
             balloon=_plan_balloon(resources.balloon),
             sandbox=options.sandbox,
-            extra_fds=[kernel, *([initrd] if initrd is not None else [])],
+            extra_fds=[number for number in (kernel, initrd) if number is not None],
         )
         return plan, groups
 
@@ -236,6 +278,56 @@ class Runtime:
         limits = qemu.plan_limits(drive.bytes_per_s, drive.ops_per_s)
         self.execute("qom-set", {"path": f"/objects/{drive.node}-limits", "property": "limits", "value": limits})
 
+    # Snapshots.
+
+    def save(self, save_memory: Callable[[Changes | None], None]) -> tuple[bytes, SavedChannel | None]:
+        """The paused machine's devices and channel; `save_memory` is called when all that QEMU had under way is done.
+
+        The machine can go on afterwards, and be saved again. Raises FirebuildError, OSError.
+        """
+        assert self._process is not None
+        channel = self._resources.channel
+        if channel is not None:
+            channel.settle(self._peer, lambda: self.execute("query-status"))
+        state = self._save_devices()
+        size = self._resources.machine.mem_size_mib << 20
+        save_memory(Changes(self._process.pid, self.memory, size) if self._saved else None)
+        return state, channel.freeze(self._peer) if channel is not None else None
+
+    def _save_devices(self) -> bytes:
+        with contextlib.ExitStack() as stack:
+            result = make_ram(0, self.owner)
+            stack.callback(os.close, result)
+            # QEMU takes one that is open exactly as it would open it itself.
+            passed = os.open(f"/dev/fd/{result}", os.O_WRONLY | os.O_CLOEXEC)
+            stack.callback(os.close, passed)
+            fd_set = self.execute("add-fd", None, (passed,))["fdset-id"]
+            stack.callback(self.execute, "remove-fd", {"fdset-id": fd_set})
+            # Of the two ways that QEMU has, the one that leaves memory alone and the machine as it is: after a migration
+            # to a file a paused machine could neither be saved again nor have its drives changed.
+            self.execute("xen-save-devices-state", {"filename": f"/dev/fdset/{fd_set}", "live": False})
+            return os.pread(result, os.fstat(result).st_size, 0)
+
+    def _load_devices(self, saved: Saved) -> None:
+        assert self._qmp is not None
+        if self._qmp.version != saved.header.qemu_version or self.accelerator != saved.header.accelerator:
+            raise HostError(
+                f"the snapshot was made by QEMU {saved.header.qemu_version} on {saved.header.accelerator}, and this is QEMU "
+                f"{self._qmp.version} on {self.accelerator}"
+            )
+        self.execute("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
+        with contextlib.ExitStack() as stack:
+            state = make_ram(0, self.owner)
+            stack.callback(os.close, state)
+            os.write(state, saved.state)
+            os.lseek(state, 0, os.SEEK_SET)
+            self.execute("getfd", {"fdname": "state"}, (state,))
+            self.execute("migrate-incoming", {"uri": "fd:state"})
+            deadline = Deadline(COMMAND_TIMEOUT_S, "QEMU's loading of the devices' state")
+            self._qmp.await_event(lambda: self._migration in ("completed", "failed"), deadline)
+        if self._migration != "completed":
+            raise HostError("QEMU refused the devices' state")
+
     def _poll_qmp(self) -> None:
         assert self._qmp is not None
         try:
@@ -246,6 +338,8 @@ class Runtime:
 
     def _on_event(self, name: str, data: Any) -> None:
         self._log.info(f"QEMU: {name} {data or ''}".rstrip())
+        if name == "MIGRATION":
+            self._migration = str(data["status"])
 
     def _read_stderr(self, descriptor: int) -> None:
         try:

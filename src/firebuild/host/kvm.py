@@ -68,6 +68,11 @@ def find_cpu_khz(root: Path = Path("/")) -> int | None:
     return None
 
 
+def find_cpu_model(root: Path = Path("/")) -> str | None:
+    """The first CPU's model name ("model name" of /proc/cpuinfo), or None where the kernel does not tell."""
+    return next((value for name, value in _cpuinfo(root / "proc/cpuinfo") if name == "model name" and value), None)
+
+
 def _cpu_flags(path: Path) -> set[str] | None:
     """The first CPU's flags, or None on an architecture whose /proc/cpuinfo has no x86 flags."""
     for name, value in _cpuinfo(path):

@@ -252,3 +252,39 @@ def test_the_host_grants_what_it_consumes(sizes: list[int]) -> None:
         subject.consume(number, size)
         window += sum(record.value for record, _ in scan(memoryview(take(subject))))
         assert window > mux.WINDOW // 2
+
+
+def test_streams_are_void_from_our_hello_to_the_guests_answer() -> None:
+    subject = Mux()
+    subject.receive(record(Kind.HELLO, 0, 1))
+    number = subject.open(1024)
+    subject.taken(subject.output_bytes)
+    subject.void(b"rest")
+    assert b"".join(subject.output) == b"rest" + encode_value(Kind.HELLO, 0, 1)
+    # What the guest had under way concerns nobody, whatever it is.
+    assert not subject.receive(record(Kind.ACCEPT, number)) and not subject.receive(record(Kind.WINDOW, 99, 1))
+    subject.taken(subject.output_bytes)
+    assert subject.receive(record(Kind.HELLO, 0, 1))
+    assert subject.greeted and not subject.awaiting and not subject.output, "an answer is not answered"
+    assert subject.open(1024) == 1
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.data())
+def test_the_rest_of_a_record_that_was_read_in_part(sizes: list[int], data: st.DataObject) -> None:
+    subject = Mux()
+    subject.receive(record(Kind.HELLO, 0, 1))
+    number = subject.open(1024)
+    subject.receive(record(Kind.ACCEPT, number))
+    for size in sizes:
+        subject.send(number, b"x" * size)
+    whole = b"".join(subject.output)
+    ends = [end for _, end in scan(memoryview(whole))]
+    written = data.draw(st.integers(0, len(whole)))
+    read = data.draw(st.integers(0, written))
+    subject.taken(written)
+    rest = subject.unfinished(written - read)
+    assert read + rest == next(end for end in [0, *ends] if end >= read)
+
+
+def record(kind: Kind, stream: int, value: int = 0) -> mux.Record:
+    return mux.Record(kind, stream, value, memoryview(b""), None)

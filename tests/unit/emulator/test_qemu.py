@@ -38,7 +38,7 @@ def test_boot_args(given: str | None, root: tuple[str | None, bool] | None, khz:
 def plan(**changes: object) -> MachinePlan:
     values: dict[str, object] = {
         "name": "m", "kvm": False, "vcpu_count": 2, "smt": False, "mem_size_mib": 256, "kernel": "/dev/fd/9",
-        "initrd": None, "boot_args": "a b", "console": 3, "qmp": 4,
+        "initrd": None, "boot_args": "a b", "console": 3, "qmp": 4, "ram": 8,
     }  # fmt: skip
     return MachinePlan(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -54,6 +54,15 @@ def test_a_machine_is_confined_and_starts_stopped() -> None:
     assert after(argv, "-accel") == ["tcg"] and after(argv, "-cpu") == ["max"]
     assert "-sandbox" not in plan_command(plan(sandbox=False))
     assert after(plan_command(plan(kvm=True)), "-cpu") == ["host"]
+
+
+def test_memory_is_shared_by_who_boots_and_private_to_who_is_restored() -> None:
+    booted, restored = plan_command(plan()), plan_command(plan(kernel=None, ram_shared=False, incoming=True))
+    assert "memory-backend-file,id=ram,size=256M,mem-path=/dev/fd/8,share=on" in after(booted, "-object")
+    assert "memory-backend-file,id=ram,size=256M,mem-path=/dev/fd/8,share=off" in after(restored, "-object")
+    assert after(restored, "-incoming") == ["defer"] and "-incoming" not in booted
+    assert not {"-kernel", "-initrd", "-append"} & set(restored)
+    assert 8 in plan().descriptors()
 
 
 def test_threads_only_with_smt() -> None:
@@ -78,7 +87,7 @@ def test_drives_are_descriptors() -> None:
     assert "throttle-group,id=drive1-limits,x-bps-total=1000,x-iops-total=5" in after(argv, "-object")
     devices = [device for device in after(argv, "-device") if device.startswith("virtio-blk")]
     assert [device.split(",")[1] for device in devices] == ["drive=drive0", "drive=drive1"]
-    assert plan(drives=drives).descriptors() == [3, 4, 20, 21]
+    assert plan(drives=drives).descriptors() == [3, 4, 8, 20, 21]
 
 
 def test_nets_channel_and_entropy() -> None:
