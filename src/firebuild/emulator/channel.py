@@ -105,20 +105,22 @@ class Channel:
     def freeze(self, peer: socket.socket) -> SavedChannel:
         """Where the two ends stand, after `settle`; and this side's streams are reset, as the guest's will be when it goes on."""
         waiting = peer.recv(_PEEK_SIZE, socket.MSG_PEEK | socket.MSG_DONTWAIT) if _unread_bytes(peer) else b""
-        rest = self._mux.unfinished(len(waiting))
-        to_guest = (waiting + b"".join(self._mux.output))[:rest]
-        saved = SavedChannel(self._mux.greeted or self._mux.awaiting, to_guest, bytes(self._view[: self._filled]))
+        to_guest = waiting + b"".join(self._mux.output)
+        if not self._mux.awaiting:
+            to_guest = to_guest[: self._mux.unfinished(len(waiting))]
+        saved = SavedChannel(self._mux.greeted, self._mux.awaiting, to_guest, bytes(self._view[: self._filled]))
         self._reset_streams()
         if saved.greeted:
             self._mux.void()
+            self._watch_port()
         return saved
 
     def thaw(self, saved: SavedChannel) -> None:
         """Go on, before `attach`, where another process's channel stood: all streams are void, and the guest is told so."""
         self._filled = len(saved.from_guest)
         self._view[: self._filled] = saved.from_guest
-        if saved.greeted:
-            self._mux.void(saved.to_guest)
+        if saved.greeted or saved.awaiting:
+            self._mux.void(saved.to_guest, said=saved.awaiting)
 
     def drain(self, timeout_s: float) -> None:
         """The guest is gone: pass on all that it had sent, for at most `timeout_s`, then close every stream."""

@@ -201,14 +201,20 @@ class Mux:
         self.awaiting = False
         return True
 
-    def void(self, unfinished: bytes = b"") -> None:
-        """Void all streams and say HELLO, as after a restore; first comes the rest of a record that the guest has begun to read."""
+    def void(self, unfinished: bytes = b"", *, said: bool = False) -> None:
+        """Void all streams and say HELLO, as after a restore; first comes the rest of a record that the guest has begun to read.
+
+        With `said` a HELLO is among `unfinished`, or with the guest already. One that is still to be answered is not said
+        again: two answers would come, and the second would be taken for the guest's own HELLO, which is answered.
+        """
+        said = said or self.awaiting
         self.streams.clear()
         self._last_host, self._last_guest = -1, 0
         self.greeted, self.awaiting = False, True
         if unfinished:
             self._put(unfinished)
-        self._put(encode_value(Kind.HELLO, 0, VERSION))
+        if not said:
+            self._put(encode_value(Kind.HELLO, 0, VERSION))
 
     def unfinished(self, unread: int) -> int:
         """How many bytes are left of the record that the guest is in the middle of, `unread` bytes of what was written being unread."""

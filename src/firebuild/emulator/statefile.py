@@ -39,11 +39,13 @@ class SavedNet(msgspec.Struct, frozen=True):
 class SavedChannel(msgspec.Struct, frozen=True):
     """Where the two ends of the guest's port stood.
 
-    `greeted`: whether streams could be opened. `to_guest`: the rest of the record that the guest has read half of;
+    `greeted`: whether streams could be opened; `awaiting`: whether the host's HELLO was still to be answered.
+    `to_guest`: the rest of the record that the guest has read half of (and of a HELLO that was on its way, all up to that);
     `from_guest`: the first part of the one that it had half written.
     """
 
     greeted: bool
+    awaiting: bool = False
     to_guest: bytes = b""
     from_guest: bytes = b""
 

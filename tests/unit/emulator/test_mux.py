@@ -269,6 +269,18 @@ def test_streams_are_void_from_our_hello_to_the_guests_answer() -> None:
     assert subject.open(1024) == 1
 
 
+def test_a_hello_that_is_to_be_answered_is_not_said_again() -> None:
+    subject, other = Mux(), Mux()
+    subject.receive(record(Kind.HELLO, 0, 1))
+    subject.taken(subject.output_bytes)
+    subject.void()
+    subject.void()
+    assert b"".join(subject.output) == encode_value(Kind.HELLO, 0, 1)
+    other.void(said=True)
+    assert other.awaiting and not other.output
+    assert other.receive(record(Kind.HELLO, 0, 1)) and not other.output
+
+
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.data())
 def test_the_rest_of_a_record_that_was_read_in_part(sizes: list[int], data: st.DataObject) -> None:
     subject = Mux()
