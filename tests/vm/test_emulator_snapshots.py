@@ -31,6 +31,7 @@ class Bench:
         (folder / "first").mkdir()
         self.guest = Guest(folder / "first", kernel, initrd)
         stack.callback(self.guest.end)
+        stack.callback(self.guest.push.socket.close)
 
     def fresh(self) -> Emulator:
         """An emulator with nothing in it."""
