@@ -262,6 +262,10 @@ def test_a_kernel_that_is_none_is_a_fault_and_can_be_replaced(emulator: Emulator
     (emulator.folder / "junk").write_bytes(b"junk" * 1000)
     emulator.api.put("/boot-source", {"kernel_image_path": "junk"})
     fault = emulator.api.fault("PUT", "/actions", {"action_type": "InstanceStart"})
+    assert fault.endswith("Invalid bzImage")
+    (emulator.folder / "elf").write_bytes(b"\x7fELF" + b"junk" * 1000)
+    emulator.api.put("/boot-source", {"kernel_image_path": "elf"})
+    fault = emulator.api.fault("PUT", "/actions", {"action_type": "InstanceStart"})
     assert fault.startswith("Start microvm error: QEMU ended with status 1: ")
     assert emulator.api.get("/")["state"] == "Not started"
     emulator.boot(end="halt")

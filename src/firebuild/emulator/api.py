@@ -172,7 +172,7 @@ class Api:
 
     def _put_mmds(self, body: bytes, rest: list[str]) -> Response:
         if not rest:
-            self._instance.put_mmds(parse_json(body))
+            self._instance.put_mmds(parse_json(body, strict=False))
             return _DONE
         if rest[0] != "config":
             raise Fault(f"Unrecognized PUT request path `{rest[0]}`.")
@@ -228,7 +228,7 @@ class Api:
         return _deprecated(update.cpu_template is not None)
 
     def _patch_mmds(self, body: bytes, _: list[str]) -> Response:
-        self._instance.patch_mmds(parse_json(body))
+        self._instance.patch_mmds(parse_json(body, strict=False))
         return _DONE
 
     def _patch_net(self, body: bytes, rest: list[str]) -> Response:

@@ -144,6 +144,7 @@ class Instance:
         resources = self.require_preboot()
         if resources.boot is None:
             raise Fault("Start microvm error: Cannot start microvm without kernel configuration.")
+        resources.check_kernel()
         runtime = Runtime(self._loop, self.log, resources, self._ended)
         try:
             runtime.start(self.instance_id, self._options)

@@ -6,28 +6,45 @@ Field names and bounds: Firecracker's OpenAPI document. Unknown fields are refus
 from __future__ import annotations
 
 import json
-import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta
 
 from firebuild.emulator.faults import Fault
+from firebuild.emulator.serde import explain
 
-U8 = Annotated[int, Meta(ge=0, le=255)]
-U16 = Annotated[int, Meta(ge=0, le=65535)]
-U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+
+def _extra(name: str) -> dict[str, str]:
+    return {"expected": name}
+
+
+U8 = Annotated[int, Meta(ge=0, le=255, extra=_extra("u8"))]
+U16 = Annotated[int, Meta(ge=0, le=65535, extra=_extra("u16"))]
+U32 = Annotated[int, Meta(ge=0, le=2**32 - 1, extra=_extra("u32"))]
 # msgspec's bounds are signed; no size or time that means anything is larger.
-U64 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+U64 = Annotated[int, Meta(ge=0, le=2**63 - 1, extra=_extra("u64"))]
+Usize = Annotated[int, Meta(ge=0, le=2**63 - 1, extra=_extra("usize"))]
+PathText = Annotated[str, Meta(extra=_extra("path string"))]
+IPv4Text = Annotated[str, Meta(extra=_extra("IPv4 address"))]
+# msgspec sorts the values of a Literal; messages name them in Firecracker's order.
+_TEMPLATES = Literal["C3", "T2", "T2S", "None", "T2CL", "T2A"]
+_PAGES = Literal["None", "Transparent", "2M"]
+CpuTemplate = Annotated[_TEMPLATES, Meta(extra={"variants": get_args(_TEMPLATES)})]
+HugePages = Annotated[_PAGES, Meta(extra={"variants": get_args(_PAGES)})]
 T = TypeVar("T")
 
 
 class Strict(msgspec.Struct, forbid_unknown_fields=True):
     """Refuses unknown fields."""
 
+    rust_name: ClassVar[str] = ""
 
-class TokenBucket(Strict):
-    """`size` tokens, refilled in `refill_time` ms; `one_time_burst` more at the start."""
+
+class TokenBucket(msgspec.Struct):
+    """`size` tokens, refilled in `refill_time` ms; `one_time_burst` more at the start. Unknown fields are ignored."""
+
+    rust_name: ClassVar[str] = "TokenBucketConfig"
 
     size: U64
     refill_time: U64
@@ -41,6 +58,8 @@ class TokenBucket(Strict):
 class RateLimiter(Strict):
     """Limits of bytes and of operations."""
 
+    rust_name = "RateLimiterConfig"
+
     bandwidth: TokenBucket | None = None
     ops: TokenBucket | None = None
 
@@ -48,49 +67,59 @@ class RateLimiter(Strict):
 class MachineConfig(Strict):
     """PUT /machine-config."""
 
+    rust_name = "MachineConfig"
+
     vcpu_count: U8
-    mem_size_mib: U64
+    mem_size_mib: Usize
     smt: bool = False
-    cpu_template: Literal["C3", "T2", "T2S", "T2CL", "T2A", "V1N1", "None"] | None = None
+    cpu_template: CpuTemplate | None = None
     track_dirty_pages: bool = False
-    huge_pages: Literal["None", "Transparent", "2M"] = "None"
+    huge_pages: HugePages = "None"
 
 
 class MachineConfigUpdate(Strict):
     """PATCH /machine-config."""
 
+    rust_name = "MachineConfigUpdate"
+
     vcpu_count: U8 | None = None
-    mem_size_mib: U64 | None = None
+    mem_size_mib: Usize | None = None
     smt: bool | None = None
-    cpu_template: Literal["C3", "T2", "T2S", "T2CL", "T2A", "V1N1", "None"] | None = None
+    cpu_template: CpuTemplate | None = None
     track_dirty_pages: bool | None = None
-    huge_pages: Literal["None", "Transparent", "2M"] | None = None
+    huge_pages: HugePages | None = None
 
 
 class BootSource(Strict):
     """PUT /boot-source."""
+
+    rust_name = "BootSourceConfig"
 
     kernel_image_path: str
     initrd_path: str | None = None
     boot_args: str | None = None
 
 
-class Drive(Strict):
+class Drive(Strict, kw_only=True):
     """PUT /drives/{drive_id}."""
 
+    rust_name = "BlockDeviceConfig"
+
     drive_id: str
-    is_root_device: bool
     partuuid: str | None = None
+    is_root_device: bool
     cache_type: Literal["Unsafe", "Writeback"] = "Unsafe"
     is_read_only: bool | None = None
     path_on_host: str | None = None
     rate_limiter: RateLimiter | None = None
-    io_engine: Literal["Sync", "Async"] | None = None
+    io_engine: Literal["Async", "Sync"] | None = None
     socket: str | None = None
 
 
 class DriveUpdate(Strict):
     """PATCH /drives/{drive_id}."""
+
+    rust_name = "BlockDeviceUpdateConfig"
 
     drive_id: str
     path_on_host: str | None = None
@@ -99,6 +128,8 @@ class DriveUpdate(Strict):
 
 class NetworkInterface(Strict):
     """PUT /network-interfaces/{iface_id}."""
+
+    rust_name = "NetworkInterfaceConfig"
 
     iface_id: str
     host_dev_name: str
@@ -111,21 +142,27 @@ class NetworkInterface(Strict):
 class NetworkInterfaceUpdate(Strict):
     """PATCH /network-interfaces/{iface_id}."""
 
+    rust_name = "NetworkInterfaceUpdateConfig"
+
     iface_id: str
     rx_rate_limiter: RateLimiter | None = None
     tx_rate_limiter: RateLimiter | None = None
 
 
-class Vsock(Strict):
+class Vsock(Strict, kw_only=True):
     """PUT /vsock."""
 
+    rust_name = "VsockDeviceConfig"
+
+    vsock_id: str | None = None
     guest_cid: U32
     uds_path: str
-    vsock_id: str | None = None
 
 
 class BalloonConfig(Strict):
     """PUT /balloon."""
+
+    rust_name = "BalloonDeviceConfig"
 
     amount_mib: U32
     deflate_on_oom: bool
@@ -137,23 +174,31 @@ class BalloonConfig(Strict):
 class BalloonUpdate(Strict):
     """PATCH /balloon."""
 
+    rust_name = "BalloonUpdateConfig"
+
     amount_mib: U32
 
 
 class BalloonStatsUpdate(Strict):
     """PATCH /balloon/statistics."""
 
+    rust_name = "BalloonUpdateStatsConfig"
+
     stats_polling_interval_s: U16
 
 
-class BalloonHinting(Strict):
-    """PATCH /balloon/hinting/start."""
+class BalloonHinting(msgspec.Struct):
+    """PATCH /balloon/hinting/start; unknown fields are ignored."""
+
+    rust_name: ClassVar[str] = "StartHintingCmd"
 
     acknowledge_on_stop: bool = True
 
 
 class CpuConfig(Strict):
     """PUT /cpu-config, x86_64: what a custom CPU template changes."""
+
+    rust_name = "CustomCpuTemplate"
 
     kvm_capabilities: list[str] = msgspec.field(default_factory=list)
     cpuid_modifiers: list[dict[str, Any]] = msgspec.field(default_factory=list)
@@ -162,6 +207,8 @@ class CpuConfig(Strict):
 
 class Pmem(Strict):
     """PUT /pmem/{id}."""
+
+    rust_name = "PmemConfig"
 
     id: str
     path_on_host: str
@@ -173,12 +220,16 @@ class Pmem(Strict):
 class PmemUpdate(Strict):
     """PATCH /pmem/{id}."""
 
+    rust_name = "PmemDeviceUpdateConfig"
+
     id: str
     rate_limiter: RateLimiter | None = None
 
 
 class MemoryHotplug(Strict):
     """PUT /hotplug/memory."""
+
+    rust_name = "MemoryHotplugConfig"
 
     total_size_mib: U32
     block_size_mib: U32 = 2
@@ -188,20 +239,26 @@ class MemoryHotplug(Strict):
 class MemoryHotplugUpdate(Strict):
     """PATCH /hotplug/memory."""
 
+    rust_name = "MemoryHotplugSizeUpdate"
+
     requested_size_mib: U32
 
 
-class MmdsConfig(Strict):
+class MmdsConfig(Strict, kw_only=True):
     """PUT /mmds/config."""
 
-    network_interfaces: list[str]
+    rust_name = "MmdsConfig"
+
     version: Literal["V1", "V2"] = "V1"
-    ipv4_address: str | None = None
+    network_interfaces: list[str]
+    ipv4_address: IPv4Text | None = None
     imds_compat: bool = False
 
 
 class Entropy(Strict):
     """PUT /entropy."""
+
+    rust_name = "EntropyDeviceConfig"
 
     rate_limiter: RateLimiter | None = None
 
@@ -209,14 +266,18 @@ class Entropy(Strict):
 class Serial(Strict):
     """PUT /serial."""
 
-    serial_out_path: str | None = None
+    rust_name = "SerialConfig"
+
+    serial_out_path: PathText | None = None
     rate_limiter: TokenBucket | None = None
 
 
 class Logger(Strict):
     """PUT /logger."""
 
-    log_path: str | None = None
+    rust_name = "LoggerConfig"
+
+    log_path: PathText | None = None
     level: str | None = None
     show_level: bool | None = None
     show_log_origin: bool | None = None
@@ -224,9 +285,11 @@ class Logger(Strict):
 
 
 class MetricsConfig(msgspec.Struct, kw_only=True):
-    """PUT /metrics; the one body in which Firecracker ignores unknown fields."""
+    """PUT /metrics; unknown fields are ignored."""
 
-    metrics_path: str
+    rust_name: ClassVar[str] = "MetricsConfig"
+
+    metrics_path: PathText
     emit_id: bool = False
     properties: dict[str, str] | None = None
 
@@ -234,11 +297,15 @@ class MetricsConfig(msgspec.Struct, kw_only=True):
 class Action(Strict):
     """PUT /actions."""
 
+    rust_name = "ActionBody"
+
     action_type: Literal["FlushMetrics", "InstanceStart", "SendCtrlAltDel"]
 
 
 class VmState(Strict):
     """PATCH /vm."""
+
+    rust_name = "Vm"
 
     state: Literal["Paused", "Resumed"]
 
@@ -311,17 +378,12 @@ def shown(value: Any) -> Any:
     return [shown(item) for item in value] if isinstance(value, list) else value
 
 
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`(?: - at `\$\.?(?P<path>.*)`)?", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(?P<field>.*?)`.*", re.DOTALL)
-_TYPE = re.compile(r"Expected `(?P<wanted>.*?)`, got `(?P<got>.*?)`(?P<rest>.*)", re.DOTALL)
-
-
-def parse_json(data: bytes) -> Any:
-    """Any JSON value; keys that stand twice in an object are refused. Raises Fault."""
+def parse_json(data: bytes, *, strict: bool = True) -> Any:
+    """Any JSON value; where `strict`, keys that stand twice in an object are refused, else the last counts. Raises Fault."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
-        if len(result) != len(pairs):
+        if strict and len(result) != len(pairs):
             names = [name for name, _ in pairs]
             raise _body_fault("duplicate field `" + next(name for name in names if names.count(name) > 1) + "`")
         return result
@@ -337,24 +399,12 @@ def parse_json(data: bytes) -> Any:
 
 def parse_body(data: bytes, kind: type[T]) -> T:
     """A request's body. Raises Fault with a message as serde_json words it."""
+    value = parse_json(data)
     try:
-        return msgspec.convert(parse_json(data), kind)
+        return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise _body_fault(_serde_text(str(error), kind)) from error
+        raise _body_fault(explain(value, kind) or str(error)) from error
 
 
 def _body_fault(text: str) -> Fault:
     return Fault(f"An error occurred when deserializing the json body of a request: {text}.")
-
-
-def _serde_text(text: str, kind: type[Any]) -> str:
-    if match := _UNKNOWN.fullmatch(text):
-        if match["path"]:
-            return f"unknown field `{match['field']}` in `{match['path']}`"
-        names = [field.encode_name for field in msgspec.structs.fields(kind)]
-        return f"unknown field `{match['field']}`, expected one of " + ", ".join(f"`{name}`" for name in names)
-    if match := _MISSING.fullmatch(text):
-        return f"missing field `{match['field']}`"
-    if match := _TYPE.fullmatch(text):
-        return f"invalid type: {match['got']}, expected {match['wanted']}{match['rest']}"
-    return f"invalid value: {text}"

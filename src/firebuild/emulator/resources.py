@@ -40,6 +40,7 @@ from firebuild.emulator.qemu import CMDLINE_MAX, DEVICES_MAX, DrivePlan
 from firebuild.emulator.tap import open_tap
 
 VCPUS_MAX = 32
+_NUL = "file name contained an unexpected NUL byte"
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 
 
@@ -193,8 +194,7 @@ class Resources:
         self.configured = True
         if config.guest_mac is not None and not _MAC.fullmatch(config.guest_mac):
             raise Fault(
-                "An error occurred when deserializing the json body of a request: "
-                f"The MAC address is invalid: {config.guest_mac}."
+                "An error occurred when deserializing the json body of a request: The provided MAC address is invalid."
             )
         old = next((net for net in self.nets if net.config.iface_id == config.iface_id), None)
         mac = config.guest_mac.lower() if config.guest_mac is not None else None
@@ -237,11 +237,13 @@ class Resources:
         prefix = (
             "Vsock config error: Cannot create backend for vsock device: Error binding to the host-side Unix socket: "
         )
+        if "\0" in config.uds_path:
+            raise Fault(f"{prefix}paths must not contain interior null bytes")
         try:
             self.channel = Channel(self._loop, self._log, config.uds_path)
         except OSError as error:
             # A path that is too long is refused by Python, without an error number.
-            raise Fault(prefix + (os_text(error) if error.errno else str(error))) from error
+            raise Fault(prefix + (os_text(error) if error.errno else "path must be shorter than SUN_LEN")) from error
         self.vsock = Vsock(guest_cid=config.guest_cid, uds_path=config.uds_path)
 
     def set_entropy(self, config: Entropy) -> None:
@@ -298,6 +300,16 @@ class Resources:
         """A drive and its position."""
         return next(((i, drive) for i, drive in enumerate(self.drives) if drive.config.drive_id == drive_id), None)
 
+    def check_kernel(self) -> None:
+        """Refuse a kernel that is neither an ELF file nor a bzImage: QEMU would start it and never say a word. Raises Fault."""
+        assert self.boot is not None
+        head = os.pread(self.boot.kernel, 0x206, 0)
+        if not head.startswith(b"\x7fELF") and head[0x202:] != b"HdrS":
+            raise Fault(
+                "Start microvm error: System configuration error: Cannot load kernel due to invalid memory configuration or "
+                "invalid kernel image: Kernel Loader: failed to load bzImage kernel image: Kernel Loader: Invalid bzImage"
+            )
+
     def root(self) -> tuple[str | None, bool] | None:
         """The root drive's partition UUID and whether it is read-only, or None without a root drive."""
         drive = self.drives[0] if self.drives else None
@@ -313,7 +325,7 @@ class Resources:
     def export(self) -> dict[str, Any]:
         """The body of GET /vm/config."""
         document: dict[str, Any] = {
-            "drives": [drive.config for drive in self.drives],
+            "drives": [_with_defaults(drive.config) for drive in self.drives],
             "boot-source": self.boot.config if self.boot is not None else {"kernel_image_path": ""},
             "machine-config": self.machine,
             "network-interfaces": [net.config for net in self.nets],
@@ -353,6 +365,10 @@ def open_drive(config: Drive) -> OpenDrive:
     return OpenDrive(config, descriptor, stat.S_ISBLK(mode))
 
 
+def _with_defaults(config: Drive) -> Drive:
+    return msgspec.structs.replace(config, is_read_only=bool(config.is_read_only), io_engine=config.io_engine or "Sync")
+
+
 def _check_machine(config: MachineConfig) -> None:
     prefix = "Machine config error: "
     count = config.vcpu_count
@@ -378,7 +394,7 @@ def _check_boot_args(boot_args: str | None) -> None:
     if boot_args is None:
         return
     if len(boot_args.encode()) >= CMDLINE_MAX:
-        raise Fault(f"{prefix}String is too large for the command line.")
+        raise Fault(f"{prefix}Invalid cmdline capacity provided.")
     if any(ord(char) < 32 or ord(char) > 126 for char in boot_args):
         raise Fault(f"{prefix}Non-ASCII or control character.")
 
@@ -389,7 +405,9 @@ def _random_mac() -> str:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    return os_text(error) if isinstance(error, OSError) else str(error)
+    if isinstance(error, OSError):
+        return os_text(error)
+    return _NUL if str(error) == "embedded null byte" else str(error)
 
 
 def _close(*descriptors: int | None) -> None:
