@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -208,6 +209,30 @@ def test_limits_hold_for_jailed_and_other_vmms(jails: Jails, tmp_path: Path) -> 
             assert (group / file).read_text().split()[0] == wanted[controller]
             assert str(pid) in (group / "cgroup.procs").read_text().split()
     jails.cli.ok("rm", "-f", "one", "two")
+
+
+def test_doctor_measures_what_production_wants(jails: Jails) -> None:
+    def examine(**changes: str) -> tuple[int, dict[str, tuple[str, str]]]:
+        environment = {**jails.environment(Script()), **changes}
+        result = jails.cli.run("doctor", "--production", "--format", "json", environment=environment)
+        checks = json.loads(result.stdout)["checks"]
+        items = {check["name"].removeprefix("production: "): (check["status"], check["found"]) for check in checks}
+        return result.status, items
+
+    status, items = examine()
+    assert status == int(any(state in ("unfit", "missing") for state, _ in items.values()))
+    assert items["jailer"][0] == "ok" and str(jails.folder / "jailer") in items["jailer"][1]
+    assert items["limits"] == ("unfit", "not set: --vmm-memory-max, --vmm-cpu-max, --vmm-pids-max")
+    jails.folder.chmod(0o777)
+    status, items = examine(
+        FIREBUILD_VMM_MEMORY_MAX="+64m", FIREBUILD_VMM_CPU_MAX="1", FIREBUILD_VMM_PIDS_MAX="9",
+        FIREBUILD_MACHINE_ALLOW="metadata", FIREBUILD_BINARY_JAILER="", FIREBUILD_JAILER_IDS="60000-70000",
+    )  # fmt: skip
+    assert status == 1
+    assert items["paths"] == ("unfit", f"`{jails.folder}` may be changed by others (mode 777)")
+    assert items["jailer"][0] == items["users"][0] == items["metadata service"][0] == "unfit"
+    assert "nobody" in items["users"][1]
+    assert items["limits"][0] == "ok"
 
 
 def test_limits_that_cannot_be_are_refused(jails: Jails) -> None:

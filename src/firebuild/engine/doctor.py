@@ -19,7 +19,7 @@ _PLUGINS = ("bridge", "host-local", "firewall", "portmap", "loopback")
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One thing looked at. `status`: ok, warning or missing; `mend`: the command that mends it."""
+    """One thing looked at. `status`: ok, warning, missing, or unfit (for production); `mend`: the command that mends it."""
 
     name: str
     status: str
@@ -28,7 +28,7 @@ class Check(msgspec.Struct, frozen=True):
 
 
 class HostReport(msgspec.Struct, frozen=True):
-    """All that was found. `fit`: nothing that is needed is missing; `chosen`: how machines will run."""
+    """All that was found. `fit`: nothing that is needed is missing or unfit; `chosen`: how machines will run."""
 
     checks: list[Check]
     mode: str
@@ -36,8 +36,8 @@ class HostReport(msgspec.Struct, frozen=True):
     fit: bool
 
 
-def examine_host(engine: Engine) -> HostReport:
-    """Look at everything; nothing is changed."""
+def examine_host(engine: Engine, *, production: bool = False) -> HostReport:
+    """Look at everything; nothing is changed. `production`: also at what strangers' guests want of a host."""
     mode = find_host_mode()
     checks = [
         Check("root", "ok", "running as root")
@@ -54,12 +54,32 @@ def examine_host(engine: Engine) -> HostReport:
         _kernel(engine),
         _space(engine),
     ]
-    if mode.kind is HostKind.KVM and mode.usable:
+    if production:
+        checks += _production(engine, mode)
+    if _is_firecracker_chosen(engine):
+        chosen = "Firecracker in its jailer"
+    elif mode.kind is HostKind.KVM and mode.usable:
         chosen = "the emulator with hardware acceleration (KVM)"
     else:
         chosen = "the emulator on a software CPU (TCG): every guest runs, slower than on KVM"
-    fit = all(check.status != "missing" for check in checks)
+    fit = all(check.status not in ("missing", "unfit") for check in checks)
     return HostReport(checks, str(mode.kind), chosen, fit)
+
+
+def _is_firecracker_chosen(engine: Engine) -> bool:
+    try:
+        return engine.machines.vmm.choose().jailed is not None
+    except FirebuildError:
+        return False
+
+
+def _production(engine: Engine, mode: HostMode) -> list[Check]:
+    """What the host does not tell is a warning."""
+    from firebuild.engine.production import examine_production
+
+    words = {True: "ok", False: "unfit", None: "warning"}
+    items = examine_production(engine, mode)
+    return [Check(f"production: {item.name}", words[item.good], item.found, item.mend) for item in items]
 
 
 def _device(name: str, path: Path, mend: str) -> Check:
