@@ -151,6 +151,10 @@ class Layout:
             self.machines / machine_id, self.machines_run / machine_id, self.machine_locks / machine_id
         )
 
+    def disk_lock(self, key: str) -> Path:
+        """The lock of whoever makes the disk of that key; gone when nobody does."""
+        return self.locks / f"disk-{key}"
+
     def firecracker_version(self, version: str) -> Path:
         """The folder of an installed version of Firecracker."""
         return self.firecracker / version

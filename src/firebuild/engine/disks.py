@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,10 @@ from firebuild.config.settings import split_words
 from firebuild.engine.disk_keys import NO_WISH, MachineWish, root_disk_key
 from firebuild.engine.kernels import get_boot
 from firebuild.engine.layers import load_layer_sizes
-from firebuild.errors import GuestError
+from firebuild.errors import BusyError, GuestError
+from firebuild.host.deadline import Deadline
 from firebuild.host.files import require_free
+from firebuild.host.locks import hold_lock
 from firebuild.images.archive import open_layer
 from firebuild.machine.build_machine import BuildMachine, BuildMachineSize, open_build_machine
 from firebuild.machine.spec import BUILD_KERNEL_ARGS
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from firebuild.store.images import Image
 
 _SPARE_BYTES = 512 << 20
+# How long a disk may take that somebody else makes: large images, on slow machines.
+_WAIT_S = 3600.0
 
 
 @contextmanager
@@ -68,15 +72,40 @@ def ensure_root_disk(
     disk = engine.disks.find_disk(key)
     if disk is not None:
         return disk
-    report(f"making the disk of {image.reference or image.manifest_digest[:19]}")
-    with engine.disks.stage(engine.settings.root_disk_bytes) as staged:
-        with open_machine(engine, bases=[], results=[staged.path], purpose="making a root disk", wish=wish) as machine:
-            _write_layers(engine, image, machine, progress)
-        check_disk(staged.path)
-        disk = staged.publish(key, {"chain_id": image.chain_id, "parameters": parameters})
+    name = image.reference or image.manifest_digest[:19]
+    with _hold_disk(engine, key, name, report):
+        # Whoever held it before us has made it, or has failed, or was killed.
+        disk = engine.disks.find_disk(key)
+        if disk is not None:
+            return disk
+        report(f"making the disk of {name}")
+        with engine.disks.stage(engine.settings.root_disk_bytes) as staged:
+            with open_machine(
+                engine, bases=[], results=[staged.path], purpose="making a root disk", wish=wish
+            ) as machine:
+                _write_layers(engine, image, machine, progress)
+            check_disk(staged.path)
+            disk = staged.publish(key, {"chain_id": image.chain_id, "parameters": parameters})
     references = engine.images.list_references()
     sync_views(engine, [name for name, digest in references.items() if digest == image.manifest_digest])
     return disk
+
+
+@contextmanager
+def _hold_disk(engine: Engine, key: str, name: str, report: Callable[[str], None]) -> Iterator[None]:
+    """Of many machines that start from a new image at once, one makes its disk; the others wait for it."""
+    path = engine.layout.disk_lock(key)
+    what = f"the disk of {name}"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold_lock(path, what))
+        except BusyError:
+            report(f"waiting for the disk of {name}, which another firebuild process is making")
+            stack.enter_context(hold_lock(path, what, deadline=Deadline(_WAIT_S, f"waiting for {what}")))
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _write_layers(engine: Engine, image: Image, machine: BuildMachine, progress: Progress | None) -> None:
