@@ -44,10 +44,24 @@ def test_what_goes_wrong_behind_the_answer(fake: Fake, script: Script, status: i
 def test_refusals(fake: Fake) -> None:
     assert "not a TTY" in fake.cli.refused("run", "-it", "--network", "none", IMAGE).stderr
     assert "`ctrl-1` is not a key" in fake.cli.refused("run", "-i", "--detach-keys", "ctrl-1", IMAGE).stderr
-    assert "neither terminal nor input" in fake.cli.refused("run", "-d", "-t", "--init", "system", IMAGE).stderr
     assert "does not go" in fake.cli.refused("run", "-d", "--read-only", "--init", "system", IMAGE).stderr
     assert "there is no machine" in fake.cli.refused("attach", "nobody").stderr
     assert fake.run("-d", "--name", "old").status == 0
     assert "nobody can attach to old" in fake.cli.refused("attach", "old").stderr
+    assert "is running" in fake.cli.refused("start", "-a", "old").stderr
     fake.cli.ok("stop", "old")
+    assert "for one machine, not for 2" in fake.cli.refused("start", "-i", "old", "other").stderr
     assert "is stopped" in fake.cli.refused("attach", "old").stderr
+
+
+def test_an_ended_machine_starts_again_with_somebody_attached(fake: Fake) -> None:
+    environment = fake.environment(Script(attach="echo", exit_code=7))
+    first = ("run", "-i", "--network", "none", "--name", "again", IMAGE)
+    assert fake.cli.run(*first, environment=environment, stdin="one\n").stdout == "echo one\n"
+    result = fake.cli.run("start", "-ai", "again", environment=environment, stdin="two\n")
+    assert (result.status, result.stdout) == (7, "echo two\n"), result.describe()
+    assert fake.state("again") == "stopped"
+    assert fake.run("-d", "--name", "plain", script=Script(exit_after_s=0.1)).status == 0
+    fake.cli.ok("wait", "plain")
+    only = fake.cli.run("start", "-i", "plain", environment=fake.environment(Script(attach="fail")), stdin="x")
+    assert only.status == 127 and "was made without -i" in only.stderr, only.describe()

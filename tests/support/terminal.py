@@ -16,8 +16,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.support.cli import PROGRAM, Cli
+
 EXPECT_TIMEOUT_S = 300.0
 END_TIMEOUT_S = 120.0
+
+
+def at_terminal(cli: Cli, *arguments: str, rows: int = 30, cols: int = 90) -> Terminal:
+    """firebuild with a terminal of its own."""
+    cli.started += [arguments[arguments.index("--name") + 1]] if "--name" in arguments else []
+    return Terminal([PROGRAM, *arguments], cli.environment(), rows=rows, cols=cols)
 
 
 class Terminal:

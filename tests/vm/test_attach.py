@@ -12,16 +12,10 @@ from typing import IO
 from firebuild.config.settings import load_settings
 from firebuild.engine.core import Engine
 from tests.support.cli import PROGRAM, Cli
-from tests.support.terminal import Terminal
+from tests.support.terminal import at_terminal
 from tests.vm.conftest import BASE
 
 RUN = ("run", "--network", "none")
-
-
-def at_terminal(cli: Cli, *arguments: str, rows: int = 30, cols: int = 90) -> Terminal:
-    """firebuild with a terminal of its own."""
-    cli.started += [arguments[arguments.index("--name") + 1]] if "--name" in arguments else []
-    return Terminal([PROGRAM, *arguments], cli.environment(), rows=rows, cols=cols)
 
 
 def supervisor_of(cli: Cli, name: str) -> int:

@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.baseos import ensure_tree
 from tests.support.cli import BUILD_TIMEOUT_S, Cli
+from tests.support.terminal import at_terminal
 from tests.vm.conftest import CACHE, SharedState
 
 PACKAGES = {"sysvinit": ("sysvinit-core",), "openrc": ("openrc", "sysvinit-core")}
@@ -62,3 +63,42 @@ def test_the_init_may_end_the_machine(cli: Cli, image: str) -> None:
     cli.ok("exec", "-u", "root", "init2", "--", "shutdown", "-r", "now")
     assert cli.ok("wait", "init2") == "0\n"
     assert cli.json("inspect", "init2")["State"]["ExitCode"] == 0
+
+
+@pytest.mark.parametrize("image", ["sysvinit"], indirect=True)  # what is tied to the terminal knows no init
+def test_the_entrypoints_terminal_and_a_volume(cli: Cli, image: str) -> None:
+    run = ("run", "--network", "none", "--init", "system")
+    with at_terminal(
+        cli, *run, "-it", "--name", "init3", "-v", "initdata:/data", image, "bash", "--norc", "-c", "stty size; exec bash --norc"
+    ) as person:  # fmt: skip
+        person.expect("30 90")
+        person.type("tty; cat /proc/1/comm; grep ' /data ' /proc/mounts; touch /data/kept; echo done $((1 + 1))\n")
+        person.expect("/dev/pts/0")
+        person.expect("init")
+        person.expect("/data ext4 rw,nosuid,nodev")
+        person.expect("done 2")
+        person.resize(40, 120)
+        person.type("stty size\n")
+        person.expect("40 120")
+        person.type("\x10\x11")
+        person.expect("detached from init3")
+        assert person.wait() == 0 and person.modes() == person.before
+    with at_terminal(cli, "attach", "init3") as person:
+        person.type("echo sum $((40 + 2)); exit 5\n")
+        person.expect("sum 42")
+        assert person.wait() == 5
+    assert cli.ok("wait", "init3") == "5\n"
+    # Again, and somebody there from the first moment; what the volume held is there.
+    with at_terminal(cli, "start", "-ai", "init3", rows=20) as person:
+        person.expect("20 90")
+        person.type("ls /data; exit 6\n")
+        person.expect("kept")
+        assert person.wait() == 6
+    cli.ok("rm", "init3")
+    cli.ok("volume", "rm", "initdata")
+
+    piped = cli.run(*run, "-i", "--rm", "--name", "init4", image, "sh", "-c", "wc -c; exit 7", stdin="x" * 300_000)
+    assert (piped.status, piped.stdout) == (7, "300000\n"), piped.describe()
+    missing = cli.run(*run, "-i", "--rm", "--name", "init4", image, "/no/such")
+    assert missing.status == 127 and "could not start: no such program" in missing.stderr, missing.describe()
+    assert cli.ok("ls", "-a", "-q") == ""

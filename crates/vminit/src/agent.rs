@@ -5,12 +5,13 @@ use crate::handover::{load_document, AGENT_SOCKET};
 use crate::inits::Init;
 use crate::push::Push;
 use crate::reaper::Reaper;
+use crate::service::START;
 use crate::stream::FdStream;
 use crate::teardown::HOST_GRACE;
 use crate::transport::Transport;
 use crate::util::{lock, start_thread, Context, Deadline};
-use crate::{boot, control, entrypoint, log, metadata, sys};
-use firebuild_protocol::message::{to_json, PushEvent};
+use crate::{boot, control, entrypoint, lend, log, metadata, sys};
+use firebuild_protocol::message::{to_json, PushEvent, Resize};
 use firebuild_protocol::{FrameStream, FrameType, ProcessExit, ProtocolError, TaskError};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::os::fd::{AsFd, OwnedFd};
@@ -79,6 +80,8 @@ fn begin() -> Result<(Agent, Receiver<News>), TaskError> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).doing("become a subreaper")?;
     let document = load_document()?;
     let profile = metadata::load(&document, Deadline::after(Duration::ZERO))?;
+    // Before the other: who has come to that one finds this.
+    let inputs = lend::listen()?;
     let listener = listen()?;
     let reaper = Reaper::start()?;
     let (transport, incoming) = connect_anew()?;
@@ -100,6 +103,11 @@ fn begin() -> Result<(Agent, Receiver<News>), TaskError> {
         if sys::wait_for_stop_signal().is_ok() {
             tell(&own, News::GoingDown);
         }
+    })?;
+    let own = Arc::clone(&guest);
+    start_thread("inputs", move || {
+        let (terminal, open) = (own.document().tty, own.document().stdin);
+        lend::take_all(&inputs, |input| own.supervision.attached.begin(Some(input), terminal, open));
     })?;
     let (_, init) = Init::find()?;
     log::note("agent: beside the init");
@@ -156,7 +164,7 @@ impl Agent {
                 Ok(News::Order(Order::Signal(signal))) => {
                     self.signal_service(signal);
                 }
-                Ok(News::Order(Order::Start)) => {}
+                Ok(News::Order(Order::Start)) => self.start_service(),
                 Ok(News::Order(_)) => self.ask_init(),
                 Ok(one) => self.take(one),
                 Err(RecvTimeoutError::Timeout) => {
@@ -174,13 +182,15 @@ impl Agent {
         match one {
             News::Started(pid) => {
                 self.guest.supervision.set_pid(pid);
-                if pid.is_some() {
+                let document = self.guest.document();
+                if pid.is_some() && !document.tty && !document.stdin {
+                    // Else its input has begun it.
                     self.guest.supervision.attached.begin(None, false, false);
                 }
                 if !self.ready {
                     self.ready = true;
                     boot::tell_ready(&self.guest, pid);
-                    if pid.is_none() {
+                    if pid.is_none() && !document.await_attach {
                         // Nobody else is there to do it: an entrypoint's health is checked by its service.
                         if let Ok(profile) = self.guest.profile() {
                             entrypoint::check_health(&self.guest, &profile);
@@ -188,9 +198,13 @@ impl Agent {
                     }
                 }
             }
-            News::Failed { code, message } => self.guest.push.event(&PushEvent::Failed { code, message }),
+            News::Failed { code, message } => {
+                self.guest.supervision.attached.fail_as(&code, &message);
+                self.guest.push.event(&PushEvent::Failed { code, message });
+            }
             News::Ended { exit, asked } => {
                 self.guest.supervision.set_pid(None);
+                self.guest.supervision.attached.close_input();
                 self.exit = Some(exit);
                 if !asked {
                     self.tell_exit();
@@ -199,6 +213,17 @@ impl Agent {
             }
             News::GoingDown | News::Order(_) => {}
         }
+    }
+
+    /// Somebody has attached: the service waits for that, with its size.
+    fn start_service(&self) {
+        if let Some((rows, cols)) = self.guest.supervision.attached.told_size() {
+            if let Some(stream) = lock(&self.link).as_mut() {
+                // As below.
+                let _ = stream.write_frame(FrameType::Resize, &to_json(&Resize { rows, cols }));
+            }
+        }
+        self.tell_service(&PushEvent::Step { name: START.to_owned() });
     }
 
     /// A user's stop: the service starts nothing again.

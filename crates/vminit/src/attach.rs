@@ -55,9 +55,19 @@ struct Input {
 }
 
 impl Attached {
+    /// The size that a client has told.
+    pub fn told_size(&self) -> Option<(u16, u16)> {
+        lock(&self.state).size
+    }
+
     /// The size that the entrypoint's terminal begins with.
     pub fn size(&self) -> (u16, u16) {
         lock(&self.state).size.unwrap_or((ROWS, COLS))
+    }
+
+    /// What a client has told another process.
+    pub fn set_size(&self, size: (u16, u16)) {
+        lock(&self.state).resize(Some(size));
     }
 
     /// A life of the entrypoint begins, with this input.
@@ -65,6 +75,9 @@ impl Attached {
         let mut state = lock(&self.state);
         state.input = fd.map(|fd| Input { fd: Arc::new(fd), terminal, open });
         state.begun = true;
+        // Whoever has started it may not have known what a client has told.
+        let size = state.size;
+        state.resize(size);
         self.changed.notify_all();
     }
 
@@ -96,7 +109,12 @@ impl Attached {
     /// It could not be started.
     pub fn fail(&self, error: &TaskError) {
         let (code, message) = error.as_error_frame().unwrap_or((ErrorCode::Io, error.to_string()));
-        self.finish(FrameType::Error, &error_payload(code, &message));
+        self.fail_as(code.as_str(), &message);
+    }
+
+    /// The same, as its service has told it.
+    pub fn fail_as(&self, code: &str, message: &str) {
+        self.finish(FrameType::Error, &error_payload(code, message));
     }
 
     /// From now on nobody is waited for longer than that. The earliest of several calls counts.

@@ -28,7 +28,7 @@ const DEVICES_TAKE: Duration = Duration::from_secs(30);
 const HOST_TAKES: Duration = Duration::from_secs(60);
 const METADATA_TAKES: Duration = Duration::from_secs(20);
 /// For somebody to attach to an entrypoint that waits for it; then it starts by itself.
-const ATTACH_TAKES: Duration = Duration::from_secs(60);
+pub const ATTACH_TAKES: Duration = Duration::from_secs(60);
 /// What Ctrl-Alt-Del leaves the entrypoint.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 

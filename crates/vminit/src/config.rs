@@ -9,9 +9,6 @@ pub fn check(document: &BootDocument) -> Result<(), TaskError> {
     if document.init == InitMode::System && document.kind == BootKind::Build {
         return bad("a build machine has no init of its own".to_owned());
     }
-    if document.init == InitMode::System && (document.tty || document.stdin || document.await_attach) {
-        return bad("the entrypoint of an init has neither terminal nor input".to_owned());
-    }
     if document.init == InitMode::System && document.root.as_ref().is_some_and(|root| root.read_only) {
         return bad("an init needs a root that it can write to".to_owned());
     }
@@ -126,7 +123,6 @@ mod tests {
         let metadata = r#""metadata":{}"#;
         for (text, word) in [
             (r#""kind":"build","init":"system""#, "no init"),
-            (r#""kind":"run","init":"system","tty":true"#, "neither terminal"),
             (r#""kind":"run","init":"system","root":{"mode":"copy","lower":"vda","read_only":true}"#, "write to"),
             (r#""kind":"run","init":"direct","root":null"#, "needs a root"),
             (r#""kind":"build","init":"direct","root":{"mode":"copy","lower":"vda"}"#, "no root"),

@@ -21,6 +21,11 @@ pub const SERVICE_ARGUMENT: &str = "service";
 /// Root's alone: what agent and service share.
 pub const FOLDER: &str = "/run/firebuild";
 pub const AGENT_SOCKET: &str = "/run/firebuild/agent";
+/// Where the service lends the entrypoint's input.
+pub const INPUT_SOCKET: &str = "/run/firebuild/input";
+/// Stands there once a service of this boot has started the entrypoint.
+pub const STARTED: &str = "/run/firebuild/started";
+pub const STARTED_NAME: &str = "started";
 /// This program, where the init finds it.
 pub const PROGRAM: &str = "/run/firebuild/vminit";
 const DOCUMENT: &str = "boot.json";

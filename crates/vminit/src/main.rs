@@ -27,6 +27,7 @@ mod hooks;
 mod http;
 mod inits;
 mod launch;
+mod lend;
 mod log;
 mod metadata;
 mod modules;

@@ -1,10 +1,10 @@
 //! The entrypoint's service, which the image's init starts: the entrypoint's parent, and its tie to the agent.
 //!
 //! To the agent it speaks the protocol's frames: EVENT `ready` once the entrypoint is executed (or `failed`), STDOUT
-//! and STDERR, EVENT `step` when the init has asked for the end, EXIT. From it: SIGNAL.
+//! and STDERR, EVENT `step` when the init has asked for the end, EXIT. From it: SIGNAL; RESIZE and EVENT `step` named `start`
+//! for an entrypoint that waits for somebody to attach. Its input is lent to the agent (`lend.rs`).
 
-use crate::attach::{COLS, ROWS};
-use crate::handover::{load_document, AGENT_SOCKET};
+use crate::handover::{load_document, AGENT_SOCKET, FOLDER, STARTED, STARTED_NAME};
 use crate::health::Monitor;
 use crate::launch::exit_code_for;
 use crate::metadata::{self, Profile};
@@ -12,8 +12,8 @@ use crate::reaper::Reaper;
 use crate::stream::FdStream;
 use crate::supervise::{follow_all, Supervision};
 use crate::util::{lock, start_thread, Context, Deadline};
-use crate::{boot, entrypoint, log, sys};
-use firebuild_protocol::message::{to_json, PushEvent, Signal};
+use crate::{boot, entrypoint, files, lend, log, sys};
+use firebuild_protocol::message::{to_json, BootDocument, PushEvent, Resize, Signal};
 use firebuild_protocol::{FrameStream, FrameType, ProcessExit, ProcessHost, TaskError};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::sync::{Arc, Mutex};
@@ -24,6 +24,9 @@ const AGENT_TAKES: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(50);
 /// For the agent to read the last frames.
 const AGENT_READS: Duration = Duration::from_secs(5);
+
+/// The agent's word for: start the entrypoint that has waited for somebody to attach.
+pub const START: &str = "start";
 
 type Writer = Arc<Mutex<FdStream>>;
 
@@ -53,37 +56,56 @@ fn serve() -> Result<i32, TaskError> {
 }
 
 fn run_entrypoint(
-    document: &firebuild_protocol::message::BootDocument,
+    document: &BootDocument,
     profile: &Profile,
     reader: FdStream,
     writer: &Writer,
 ) -> Result<i32, TaskError> {
     let reaper = Reaper::start()?;
-    let (started, ends) = match entrypoint::launch(&reaper, profile, document, (ROWS, COLS)) {
-        Ok(launched) => launched,
-        Err(error) => {
-            let code = exit_code_for(&error);
-            send_event(writer, &boot::failed_event(&error));
-            end(writer, ProcessExit { code, signal: None });
-            return Ok(code);
-        }
-    };
-    send_event(writer, &boot::ready_event(Some(started.pid)));
     let asked = Arc::new(Mutex::new(false));
     let supervision = Arc::new(Supervision::default());
-    supervision.set_pid(Some(started.pid));
-    if let Some(check) = &document.health {
-        let own = Arc::clone(writer);
-        let tell = Box::new(move |event: &PushEvent| send_event(&own, event));
-        supervision.set_health(Monitor::new(reaper.clone(), profile.clone(), check.clone(), tell));
-        supervision.begin_health();
-    }
+    supervision.set_lender(Box::new(|input| {
+        if let Err(error) = lend::lend(&input) {
+            log::error(&format!("service: {error}"));
+        }
+    }));
     let (own, halting) = (reaper.clone(), Arc::clone(&supervision));
     start_thread("agent", move || obey(&own, &halting, reader))?;
     let (own, halting, writing, told) =
         (reaper.clone(), Arc::clone(&supervision), Arc::clone(writer), Arc::clone(&asked));
     let stop_signal = document.stop_signal;
     start_thread("signals", move || forward(&own, &halting, stop_signal, &writing, &told))?;
+    let pause = if awaits_attach(document)? { boot::ATTACH_TAKES } else { Duration::ZERO };
+    if !pause.is_zero() {
+        send_event(writer, &boot::ready_event(None));
+    }
+    let start = || {
+        entrypoint::launch(&reaper, profile, document, supervision.attached.size()).map(|(started, mut ends)| {
+            supervision.lend(&mut ends);
+            (started.pid, (started, ends))
+        })
+    };
+    let (started, ends) = match supervision.start_after(pause, start) {
+        Some(Ok(launched)) => launched,
+        Some(Err(error)) => {
+            let code = exit_code_for(&error);
+            send_event(writer, &boot::failed_event(&error));
+            end(writer, ProcessExit { code, signal: None });
+            return Ok(code);
+        }
+        // Stopped before somebody came.
+        None => {
+            end(writer, ProcessExit { code: 0, signal: None });
+            return Ok(0);
+        }
+    };
+    send_event(writer, &boot::ready_event(Some(started.pid)));
+    if let Some(check) = &document.health {
+        let own = Arc::clone(writer);
+        let tell = Box::new(move |event: &PushEvent| send_event(&own, event));
+        supervision.set_health(Monitor::new(reaper.clone(), profile.clone(), check.clone(), tell));
+        supervision.begin_health();
+    }
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let mut sink = |frame_type, bytes: &[u8]| {
         if journal {
@@ -96,6 +118,13 @@ fn run_entrypoint(
     let asked = *lock(&asked);
     end(writer, exit);
     Ok(if asked { 0 } else { exit.code })
+}
+
+/// Whether the entrypoint waits for somebody: only the first of a boot, and not one that the init has started again.
+fn awaits_attach(document: &BootDocument) -> Result<bool, TaskError> {
+    let first = !files::exists(STARTED);
+    files::replace(FOLDER, STARTED_NAME, "")?;
+    Ok(document.await_attach && first)
 }
 
 fn connect() -> Result<FdStream, TaskError> {
@@ -130,10 +159,13 @@ fn obey(reaper: &Reaper, supervision: &Supervision, mut reader: FdStream) {
         if frame.frame_type == FrameType::Event {
             match frame.message() {
                 Ok(PushEvent::Policy { restart }) => supervision.set_restart(restart),
+                Ok(PushEvent::Step { name }) if name == START => supervision.hurry(),
                 _ => {
                     supervision.halt();
                 }
             }
+        } else if let (FrameType::Resize, Ok(size)) = (frame.frame_type, frame.message::<Resize>()) {
+            supervision.attached.set_size((size.rows, size.cols));
         } else if let (FrameType::Signal, Ok(signal)) = (frame.frame_type, frame.message::<Signal>()) {
             if let Some(pid) = supervision.pid() {
                 // It may have ended a moment ago.

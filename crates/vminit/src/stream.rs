@@ -1,7 +1,7 @@
 //! Frames over a descriptor: a vsock stream, or one end of the socket pair that the mux feeds.
 
 use firebuild_protocol::frame::{read_frame, write_frame};
-use firebuild_protocol::{ErrorCode, Frame, FrameStream, FrameType, ProtocolError, TaskError};
+use firebuild_protocol::{Frame, FrameStream, FrameType, ProtocolError, TaskError};
 use rustix::net::Shutdown;
 use std::fs::File;
 use std::io;
@@ -60,7 +60,7 @@ impl FdStream {
     /// Tell the peer how a task failed, if the stream still carries anything.
     pub fn send_error(&mut self, error: &TaskError) {
         if let Some((code, message)) = error.as_error_frame() {
-            let payload = error_payload(code, &message);
+            let payload = error_payload(code.as_str(), &message);
             // A stream that broke in the meantime ends the task just as well.
             let _ = self.write_frame(FrameType::Error, &payload);
         }
@@ -88,8 +88,8 @@ impl FrameStream for FdStream {
 }
 
 /// The payload of an ERROR frame; the message is cut to a bounded length.
-pub fn error_payload(code: ErrorCode, message: &str) -> Vec<u8> {
+pub fn error_payload(code: &str, message: &str) -> Vec<u8> {
     const LONGEST: usize = 4096;
     let message: String = message.chars().take(LONGEST).collect();
-    serde_json::json!({ "code": code.as_str(), "message": message }).to_string().into_bytes()
+    serde_json::json!({ "code": code, "message": message }).to_string().into_bytes()
 }

@@ -12,6 +12,7 @@ use crate::session::Ends;
 use crate::util::{lock, Deadline};
 use firebuild_protocol::message::{BootDocument, PushEvent, Restart, RestartPolicy};
 use firebuild_protocol::{ProcessExit, ProcessHost, TaskError};
+use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,12 +21,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Who has run for that long has started well: the next pause is the first one again.
 const STEADY: Duration = Duration::from_secs(10);
 
+/// Takes the entrypoint's input in this process's place.
+pub type Lender = Box<dyn Fn(OwnedFd) + Send + Sync>;
+
 /// What the one that starts the entrypoint and the one that stops it share.
 #[derive(Default)]
 pub struct Supervision {
     state: Mutex<State>,
     changed: Condvar,
     health: OnceLock<Monitor>,
+    lender: OnceLock<Lender>,
     pub attached: Attached,
 }
 
@@ -33,6 +38,9 @@ pub struct Supervision {
 struct State {
     pid: Option<u32>,
     halted: bool,
+    /// Whoever waits for the first start need not wait any longer.
+    hurried: bool,
+    begun: bool,
     /// In place of the boot document's.
     restart: Option<Restart>,
 }
@@ -69,6 +77,28 @@ impl Supervision {
         }
     }
 
+    /// Another holds the entrypoint's input, for all its lives. Once, before the first.
+    pub fn set_lender(&self, lender: Lender) {
+        // Set once, by whoever starts the entrypoint.
+        let _ = self.lender.set(lender);
+    }
+
+    /// Hand the input of a life that begins to whoever holds it; without such a one it stays.
+    pub fn lend(&self, ends: &mut Ends) {
+        if let Some(lender) = self.lender.get() {
+            if let Some(input) = ends.input.take() {
+                lender(input);
+            }
+        }
+    }
+
+    /// The first start, which waits for somebody, is due. Of no effect on later ones.
+    pub fn hurry(&self) {
+        let mut state = lock(&self.state);
+        state.hurried = !state.begun;
+        self.changed.notify_all();
+    }
+
     fn end_health(&self) {
         if let Some(health) = self.health.get() {
             health.end();
@@ -87,20 +117,21 @@ impl Supervision {
     }
 
     /// After the pause start the next, unless halted. Under the lock: whoever halts sees what runs.
-    fn start_after<T>(
+    pub fn start_after<T>(
         &self,
         pause: Duration,
         start: impl FnOnce() -> Result<(u32, T), TaskError>,
     ) -> Option<Result<T, TaskError>> {
         let deadline = Deadline::after(pause);
         let mut state = lock(&self.state);
-        while !state.halted && !deadline.has_passed() {
+        while !state.halted && !state.hurried && !deadline.has_passed() {
             let waited = self.changed.wait_timeout(state, deadline.remaining());
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         if state.halted {
             return None;
         }
+        (state.begun, state.hurried) = (true, false);
         Some(start().map(|(pid, started)| {
             state.pid = Some(pid);
             started
@@ -144,7 +175,10 @@ pub fn follow_all(
         let Some(pause) = plan.next(exit, began.elapsed()) else { return exit };
         log::note(&format!("entrypoint ended with {}, again in {} ms", exit.code, pause.as_millis()));
         let start = || {
-            launch(reaper, profile, document, supervision.attached.size()).map(|launched| (launched.0.pid, launched))
+            launch(reaper, profile, document, supervision.attached.size()).map(|(started, mut ends)| {
+                supervision.lend(&mut ends);
+                (started.pid, (started, ends))
+            })
         };
         let Some(next) = supervision.start_after(pause, start) else { return exit };
         // Only now: one that is halted in its pause is not started again.
@@ -226,6 +260,15 @@ mod tests {
         assert_eq!(supervision.halt(), Some(7));
         assert!(supervision.start_after(Duration::from_secs(3600), || Ok((8, ()))).is_none());
         assert_eq!(supervision.pid(), Some(7));
+    }
+
+    #[test]
+    fn only_the_first_start_can_be_hurried() {
+        let supervision = Supervision::default();
+        supervision.hurry();
+        assert!(matches!(supervision.start_after(Duration::from_secs(3600), || Ok((7, ()))), Some(Ok(()))));
+        supervision.hurry();
+        assert!(!lock(&supervision.state).hurried);
     }
 
     #[test]

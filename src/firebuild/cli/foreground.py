@@ -19,12 +19,14 @@ _NO_STATUS = 125
 _STOP_S = 10.0
 
 
-def follow_machine(engine: Engine, machine_id: str, *, remove: bool, plan: AttachPlan | None = None) -> int:
+def follow_machine(
+    engine: Engine, machine_id: str, *, remove: bool, plan: AttachPlan | None = None, keep: bool = False
+) -> int:
     """Show the machine's output until it has ended; returns the entrypoint's exit status. With `plan`, attached to it: then
     0 when somebody detaches, and the machine goes on.
 
     SIGINT, SIGTERM and SIGHUP stop the machine in order, a second one kills it, unless they are passed on. Raises GuestError
-    for an entrypoint that cannot be started; nothing of the machine is left then.
+    for an entrypoint that cannot be started; nothing of the machine is left then, unless `keep` says that it is an old one.
     """
     from firebuild.engine.machines import end_machine
     from firebuild.engine.machines import remove as remove_machine
@@ -45,7 +47,8 @@ def follow_machine(engine: Engine, machine_id: str, *, remove: bool, plan: Attac
         _stop(engine, machine_id, record.spec.name)
     status = _take_end(engine, record, attached=plan is not None)
     if failure is not None and status in START_FAILURES.values():
-        remove_machine(engine, machine_id, force=True)
+        if not keep:
+            remove_machine(engine, machine_id, force=True)
         raise GuestError(
             f"the guest of {record.spec.name} could not start: {failure.message}", guest_code=failure.guest_code,
             hint=REQUEST_FAULTS.get(failure.guest_code or ""),

@@ -22,10 +22,11 @@ _SIGNAL_S = 15.0
 _SIGKILL = 9
 
 
-def start_ended(engine: Engine, name: str) -> MachineRecord:
+def start_ended(engine: Engine, name: str, *, await_attach: bool = False) -> MachineRecord:
     """Start an ended machine with its own disks, ports and logs, and return when its guest is ready; one that runs is fine.
 
-    Without an address of its own it takes a free one of its network. Raises NotFoundError where what it boots from is gone.
+    Without an address of its own it takes a free one of its network. `await_attach`: the first who attaches starts the
+    entrypoint. Raises NotFoundError where what it boots from is gone.
     """
     engine.repair()
     record = engine.machines.records.get(name)
@@ -48,7 +49,7 @@ def start_ended(engine: Engine, name: str) -> MachineRecord:
                     hint=f"it cannot start without it; remove it: firebuild rm {record.spec.name}",
                 )
         _, boot = get_boot(engine, record.spec.kernel)
-        return start_again(engine.machines, record.spec.id, boot)
+        return start_again(engine.machines, record.spec.id, boot, await_attach=await_attach)
 
 
 def restart(engine: Engine, name: str, *, timeout_s: float | None) -> MachineRecord:

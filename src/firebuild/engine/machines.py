@@ -142,11 +142,6 @@ def _run_machine(
             f"{request.image} starts with its own init, which needs a root that it can write to: --read-only does not go",
             hint="add `--init direct`, or leave out --read-only",
         )
-    if (request.tty or request.stdin) and plan_init(image, request) == "system":
-        raise UsageError(
-            f"{request.image} starts with its own init, whose services have neither terminal nor input: -i and -t do not go",
-            hint="add `--init direct`, or start it with -d and use `firebuild exec -it`",
-        )
     kernel, boot = get_boot(engine, request.kernel)
     _check_name_free(engine, name)
     disk = ensure_root_disk(engine, image, report, progress=progress)

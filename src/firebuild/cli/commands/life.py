@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import click
 
-from firebuild.cli.options import machine_arguments, machine_name, machine_names
+from firebuild.cli import terminal
+from firebuild.cli.detach_keys import DEFAULT_DETACH_KEYS, parse_detach_keys
+from firebuild.cli.options import START_FAILURES, machine_arguments, machine_name, machine_names
 from firebuild.cli.output import note, print_error
 from firebuild.cli.several import each_machine, note_synced
 from firebuild.engine.core import Engine
-from firebuild.errors import FirebuildError, NotFoundError, UsageError
+from firebuild.errors import FirebuildError, GuestError, MachineError, NotFoundError, UsageError
 
 _NO_EXIT_CODE = 125
 _VMM_IDS = click.option("--vmm-id", "vmm_ids", multiple=True, help="A machine: id, beginning of its id, or name.")
@@ -17,11 +19,55 @@ _VMM_IDS = click.option("--vmm-id", "vmm_ids", multiple=True, help="A machine: i
 @click.command()
 @click.argument("machines", nargs=-1)
 @_VMM_IDS
-def start(machines: tuple[str, ...], vmm_ids: tuple[str, ...]) -> int:
-    """Start ended machines again, with their own disks, ports and logs; returns when their guests are ready."""
+@click.option("-a", "--attach", "attaches", is_flag=True, help="Attach to the entrypoint, as `run` without -d does.")
+@click.option("-i", "--interactive", is_flag=True, help="Attach, and hand standard input on where `run -i` said so.")
+@click.option(
+    "--detach-keys", default=DEFAULT_DETACH_KEYS, show_default=True,
+    help="The keys that detach, where the entrypoint has a terminal; empty: none.",
+)  # fmt: skip
+def start(
+    machines: tuple[str, ...], vmm_ids: tuple[str, ...], attaches: bool, interactive: bool, detach_keys: str
+) -> int:
+    """Start ended machines again, with their own disks, ports and logs; returns when their guests are ready.
+
+    With -a or -i one machine, attached to it from its first moment; the exit status is then the entrypoint's.
+    """
     from firebuild.engine.life import start_ended
 
-    return each_machine(machine_names(machines, vmm_ids), start_ended)
+    names = machine_names(machines, vmm_ids)
+    keys = parse_detach_keys(detach_keys)
+    if not attaches and not interactive:
+        return each_machine(names, start_ended)
+    if len(names) != 1:
+        raise UsageError(f"-a and -i are for one machine, not for {len(names)}")
+    return _start_attached(names[0], keys, interactive=interactive)
+
+
+def _start_attached(name: str, keys: bytes, *, interactive: bool) -> int:
+    from firebuild.cli.attaching import AttachPlan
+    from firebuild.cli.foreground import follow_machine
+    from firebuild.engine.life import start_ended
+    from firebuild.machine.state import ENDED
+
+    with Engine() as engine:
+        record = engine.machines.records.get(name)
+        spec = record.spec
+        if record.effective_state not in ENDED:
+            raise MachineError(f"the machine {spec.name} is running", hint=f"use: firebuild attach {spec.name}")
+        typed = interactive and spec.stdin
+        if interactive and not spec.stdin:
+            note(f"note: {spec.name} was made without -i: its entrypoint has no input")
+        if typed and spec.tty:
+            terminal.require_terminal()
+        start_ended(engine, spec.id, await_attach=True)
+        plan = AttachPlan(stdin=typed, keys=keys, ends_input=spec.stdin_once)
+        try:
+            return follow_machine(engine, spec.id, remove=False, plan=plan, keep=True)
+        except GuestError as error:
+            if error.guest_code not in START_FAILURES:
+                raise
+            print_error(error)
+            return START_FAILURES[error.guest_code]
 
 
 @click.command()
