@@ -223,12 +223,14 @@ def test_run_takes_cidfile_stop_signal_stop_timeout_and_the_originals_flags(fake
     cidfile = tmp_path / "id"
     started = fake.run(
         "-d", "--name", "m", "--cidfile", str(cidfile), "--stop-signal", "USR1", "--stop-timeout", "1", "--cpu-template",
-        "T2", "--ht-enabled", "--root-drive-partuuid", "x", "--log-firecracker-http-calls", "--netns", "/run/x",
+        "T2", "--ht-enabled", "--log-firecracker-http-calls", "--netns", "/run/x",
         script=Script(ignore_stop=True),
     )  # fmt: skip
     assert started.status == 0, started.describe()
     assert cidfile.read_text() == started.stdout.strip()
     assert "note: --cpu-template has no effect" in started.stderr
+    refused = fake.run("-d", "--root-drive-partuuid", "x")
+    assert refused.status == 125 and "--root-drive-partuuid does not go" in refused.stderr, refused.describe()
     again = fake.run("-d", "--cidfile", str(cidfile))
     assert again.status == 125
     assert "exists already" in again.stderr

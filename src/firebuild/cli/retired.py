@@ -1,4 +1,4 @@
-"""Options of the original that scripts still carry and that have nothing left to do: taken, and said to have no effect."""
+"""Options of the original that scripts still carry and that have nothing left to do: taken, and said to have no effect; or refused."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from firebuild.cli.output import note
+from firebuild.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,7 +29,6 @@ BUILD_OPTIONS: Mapping[str, str] = {
     "--cpu-template": "a build machine has the processor's own features",
     "--ht-enabled": "a build machine has the processor's own features",
     "--kernel-args": "a build machine has no root drive of its own to name",
-    "--root-drive-partuuid": "a build machine has no root drive of its own to name",
     "--no-mmds": "a build machine has no metadata service",
     "--allow-mmds": "a build machine has no metadata service",
     "--log-firecracker-http-calls": "see `firebuild --debug`",
@@ -42,13 +42,16 @@ BUILD_OPTIONS: Mapping[str, str] = {
 RUN_OPTIONS: Mapping[str, str] = {
     "--cpu-template": "a machine has the processor's own features",
     "--ht-enabled": "a machine has the processor's own features",
-    "--root-drive-partuuid": "the root drive is named by its place",
     "--allow-mmds": "the metadata service is there, unless --no-mmds says otherwise",
     "--log-firecracker-http-calls": "see `firebuild --debug`",
     "--netns": "each machine has a network namespace of its own",
     "--jailer-uid": _NO_JAILER,
     "--jailer-gid": _NO_JAILER,
     "--jailer-numa-node": _NO_JAILER,
+}
+# What asks for something that would not be there: going on without it would not be what was meant.
+REFUSED: Mapping[str, str] = {
+    "--root-drive-partuuid": "a root disk of firebuild's is one file system without partitions",
 }
 FLAGS = frozenset(("--no-mmds", "--allow-mmds", "--ht-enabled", "--log-firecracker-http-calls"))
 
@@ -65,6 +68,26 @@ def retired_options(options: Mapping[str, str]) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+def refused_options(options: Mapping[str, str]) -> Callable[[F], F]:
+    """Refuse these options by name, hidden from the help."""
+
+    def decorate(function: F) -> F:
+        for option, reason in options.items():
+            refuse = _make_refusal(option, reason)
+            function = click.option(option, hidden=True, expose_value=False, callback=refuse)(function)
+        return function
+
+    return decorate
+
+
+def _make_refusal(option: str, reason: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def refuse(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+        if value:
+            raise UsageError(f"{option} does not go: {reason}", hint=f"leave out {option}")
+
+    return refuse
 
 
 def _make_notice(option: str, reason: str) -> Callable[[click.Context, click.Parameter, Any], None]:

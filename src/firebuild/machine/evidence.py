@@ -6,6 +6,8 @@ from firebuild.errors import DeadlineError, GuestError, MachineError
 from firebuild.layout import MachineLayout
 from firebuild.machine.supervisor import read_tail
 
+_LINE_MAX = 240
+
 # What a guest may say that is a fault of the request or the image, and what to do about it.
 REQUEST_FAULTS = {
     "not-found": "the program must exist in the image: see `firebuild image inspect`, or give another command",
@@ -22,6 +24,11 @@ def wants_evidence(error: BaseException) -> bool:
     return isinstance(error, (MachineError, DeadlineError))
 
 
+def _shorten(line: str) -> str:
+    """A VMM's whole command line helps nobody here; the log itself has it."""
+    return line if len(line) <= _LINE_MAX else f"{line[:_LINE_MAX]} …"
+
+
 def collect_evidence(paths: MachineLayout) -> str:
     """The last lines of a machine's logs, each with a title; empty where there are none."""
     parts = []
@@ -30,7 +37,7 @@ def collect_evidence(paths: MachineLayout) -> str:
         ("VMM log", paths.vmm_log),
         ("supervisor", paths.supervisor_log),
     ):
-        tail = read_tail(path, 15)
+        tail = [_shorten(line) for line in read_tail(path, 15).splitlines()]
         if tail:
-            parts.append(f"last lines of the {title}:\n{tail}")
+            parts.append("\n".join((f"last lines of the {title}:", *tail)))
     return "\n".join(parts)

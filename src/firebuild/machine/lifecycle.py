@@ -267,14 +267,14 @@ def _attach_networks(services: MachineServices, spec: MachineSpec, deadline: Dea
     return [
         attach_network(
             services.networks, machine_id=spec.id, network=join.network, number=number, addresses=join.addresses,
-            ports=spec.ports if number == 0 else (), names=_plan_names(spec, join.aliases), allow=spec.allow,
+            ports=spec.ports if number == 0 else (), names=plan_names(spec, join.aliases), allow=spec.allow,
             strict=spec.kind == "build", deadline=deadline,
         )
         for number, join in enumerate(spec.networks)
     ]  # fmt: skip
 
 
-def _plan_names(spec: MachineSpec, aliases: Sequence[str]) -> list[str]:
+def plan_names(spec: MachineSpec, aliases: Sequence[str]) -> list[str]:
     """What the others in a network know a machine by; a build machine is nobody's."""
     return list(dict.fromkeys([spec.name, spec.hostname, *aliases])) if spec.kind == "run" else []
 

@@ -12,11 +12,12 @@ from firebuild.guest.control import request_clock
 from firebuild.host.deadline import Deadline
 from firebuild.host.identity import wait_gone
 from firebuild.host.watch import FileWatch
-from firebuild.machine.lifecycle import finish_machine
+from firebuild.machine.lifecycle import finish_machine, plan_names
 from firebuild.machine.services import MachineServices, hold_machine, try_hold_machine
 from firebuild.machine.state import ENDED, MachineRecord, State
 from firebuild.machine.supervisor import open_supervisor
 from firebuild.names import MachineId
+from firebuild.network import attach as network
 from firebuild.vmm.api import open_api
 
 logger = logging.getLogger(__name__)
@@ -75,10 +76,15 @@ def await_start(services: MachineServices, record: MachineRecord) -> MachineReco
 
 
 def rename_machine(services: MachineServices, machine_id: MachineId, name: str) -> None:
-    """Give a machine another name; its host name stays. Raises ConflictError where the name is taken."""
+    """Give a machine another name, by which the others in its networks find it at once; its host name stays.
+
+    Raises ConflictError where the name is taken."""
     with hold_machine(services, machine_id):
         record = services.records.get(machine_id)
-        services.records.change_spec(msgspec.structs.replace(record.spec, name=name))
+        renamed = msgspec.structs.replace(record.spec, name=name)
+        services.records.change_spec(renamed)
+        names = [plan_names(renamed, join.aliases) for join in renamed.networks]
+        network.rename_machine(services.networks, machine_id, names)
 
 
 def wait_until(services: MachineServices, machine_id: MachineId, wanted: str, deadline: Deadline | None = None) -> None:

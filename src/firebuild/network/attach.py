@@ -35,6 +35,7 @@ __all__ = [
     "find_network",
     "list_attachments",
     "list_networks",
+    "rename_machine",
     "repair_names",
 ]
 
@@ -119,6 +120,20 @@ def find_attachments(settings: NetworkSettings, machine_id: MachineId) -> list[A
     """A machine's attachments that are whole, in order: the first is eth0."""
     found = [record.attachment for record in records.find_records(settings, machine_id)]
     return [attachment for attachment in found if attachment is not None]
+
+
+def rename_machine(settings: NetworkSettings, machine_id: MachineId, names: Sequence[Sequence[str]]) -> None:
+    """What the others in a machine's networks know it by from now on: for each of them, in order. A machine in none is fine.
+
+    Raises NetworkError, HostError."""
+    if settings.names_dir is None:
+        return
+    by_address = {
+        str(ipaddress.ip_interface(address).ip): names[attachment.number]
+        for attachment in find_attachments(settings, machine_id)
+        for address in attachment.addresses
+    }
+    resolver.change_names(settings.names_dir, machine_id, by_address.__getitem__)
 
 
 def list_attachments(settings: NetworkSettings, network: str | None = None) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -66,6 +66,22 @@ def add_names(
             _settle(place, resolver)
             return f"machines do not find each other by name: {error.message}"
     return None
+
+
+def change_names(folder: Path, machine_id: str, plan: Callable[[str], Sequence[str]]) -> None:
+    """Make a machine known by other names wherever it has any. `plan`: its names by an address. Raises NetworkError, HostError."""
+    for place in _list_places(folder):
+        file = place / "names" / machine_id
+        if not file.exists():
+            continue
+        with _hold(folder, place.name):
+            try:
+                addresses = [line.split()[0] for line in file.read_text().splitlines()]
+            except FileNotFoundError:
+                continue  # It has ended meanwhile.
+            lines = [f"{address} {' '.join(plan(address))}\n" for address in addresses]
+            write_atomic(file, "".join(lines).encode(), mode=0o644)
+            _settle(place, _load(place))
 
 
 def remove_names(folder: Path, machine_id: str) -> None:

@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -17,7 +18,7 @@ from firebuild.host import process
 from firebuild.host.identity import find_identity, wait_gone
 from firebuild.host.marked import find_marked_processes
 from firebuild.host.netns import run_in_netns
-from firebuild.network.attach import Attachment, repair_names
+from firebuild.network.attach import Attachment, rename_machine, repair_names
 from tests.support.network_guest import ask, resolve, start_guest
 
 from .conftest import Host
@@ -91,6 +92,12 @@ def test_machines_find_each_other(host: Host) -> None:
         host.detach(two.machine_id)
         assert resolve(first, server, "web") == [own(third)]
         assert resolve(first, server, "two") is None
+        rename_machine(host.settings, third.machine_id, [["tres", "web"]])
+        deadline = time.monotonic() + 60
+        while resolve(first, server, "tres") is None and time.monotonic() < deadline:
+            pass  # Its server reads the names again when it gets to it.
+        assert resolve(first, server, "tres") == resolve(first, server, "web") == [own(third)]
+        assert resolve(first, server, "three") is None
         # Nothing else of the host is open by that.
         with pytest.raises(OSError):
             ask(first, server, 54, timeout_s=2)

@@ -7,7 +7,7 @@ import pytest
 
 from firebuild.cli.equip import _Refusal
 from firebuild.cli.main import load_command
-from firebuild.cli.retired import BUILD_OPTIONS, RUN_OPTIONS
+from firebuild.cli.retired import BUILD_OPTIONS, REFUSED, RUN_OPTIONS
 from firebuild.config.settings import PROPERTY_FLAGS, SETTINGS
 
 EVERY = "log-level log-as-json log-color log-force-color profile profile-conf-dir"
@@ -58,7 +58,7 @@ def test_it_is_taken(command: str, flag: str) -> None:
     if "--tracing" in flag:
         # Until traces are sent: not swallowed.
         assert isinstance(option, _Refusal)
-    elif flag in {"run": RUN_OPTIONS, "rootfs": BUILD_OPTIONS}.get(command, {}):
+    elif flag in {"run": RUN_OPTIONS, "rootfs": BUILD_OPTIONS}.get(command, {}) or flag in REFUSED:
         assert isinstance(option, click.Option) and option.hidden and option.callback is not None
     elif not option.expose_value:
         known = {f"--{setting.key}" for setting in SETTINGS} | {f"--{key}" for key in PROPERTY_FLAGS}

@@ -11,7 +11,7 @@ import click
 from firebuild.cli.commands.rootfs import parse_labels, parse_machine
 from firebuild.cli.output import note
 from firebuild.cli.renderers import open_renderer
-from firebuild.cli.retired import BUILD_OPTIONS, retired_options
+from firebuild.cli.retired import BUILD_OPTIONS, REFUSED, refused_options, retired_options
 from firebuild.engine.core import Engine
 from firebuild.names import parse_reference
 
@@ -43,6 +43,7 @@ from firebuild.names import parse_reference
 @click.option("--quiet", "-q", is_flag=True, help="Show nothing but the image's id.")
 @click.option("--iidfile", type=click.Path(path_type=Path), help="Write the image's id to a file.")
 @retired_options(BUILD_OPTIONS)
+@refused_options(REFUSED)
 def baseos(**options: Any) -> None:
     """Build a base operating system: an init, a console, OpenSSH, a user.
 

@@ -13,7 +13,7 @@ import click
 
 from firebuild.cli.output import note, print_json
 from firebuild.cli.renderers import open_renderer
-from firebuild.cli.retired import BUILD_OPTIONS, retired_options
+from firebuild.cli.retired import BUILD_OPTIONS, REFUSED, refused_options, retired_options
 from firebuild.cli.template import check_template, is_template, render_template
 from firebuild.engine.core import Engine
 from firebuild.errors import UsageError
@@ -86,6 +86,7 @@ _FILE = click.Path(path_type=Path)
     help="Open a shell before the step of this line of the Dockerfile.",
 )  # fmt: skip
 @retired_options(BUILD_OPTIONS)
+@refused_options(REFUSED)
 def rootfs(**options: Any) -> None:
     """Build a root file system from a Dockerfile. Its steps run inside a build microVM.
 

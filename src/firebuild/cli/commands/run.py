@@ -16,7 +16,7 @@ from firebuild.cli.health_options import health_options, parse_health_options
 from firebuild.cli.options import START_FAILURES, parse_environment
 from firebuild.cli.output import note, print_error
 from firebuild.cli.progress import open_meter
-from firebuild.cli.retired import RUN_OPTIONS, retired_options
+from firebuild.cli.retired import REFUSED, RUN_OPTIONS, refused_options, retired_options
 from firebuild.engine.core import Engine
 from firebuild.errors import GuestError, UsageError
 from firebuild.machine.mounts import parse_disk_option, parse_mount_option, parse_volume_option
@@ -139,6 +139,7 @@ from firebuild.names import parse_port_mappings, parse_size
     help="Seconds that `stop` waits before force, where it is not told otherwise; without it 10.",
 )  # fmt: skip
 @retired_options(RUN_OPTIONS)
+@refused_options(REFUSED)
 @click.option("--label", multiple=True, help="Label K=V.")
 @click.option("--boot-timeout", type=click.FloatRange(1, 86400), help="Seconds within which the guest must be ready.")
 @click.argument("words", metavar="[IMAGE] [COMMAND]...", nargs=-1, type=click.UNPROCESSED)
