@@ -140,6 +140,8 @@ def test_a_taken_name_is_refused_and_the_first_machine_unharmed(fake: Fake) -> N
         (("--from", IMAGE, "-p", "99999:1"), "ports are 1 to 65535"),
         (("--from", IMAGE, "--mem", "1"), "1 MiB is not a machine's memory"),
         (("--from", IMAGE, "--name", "a/b"), "is not a machine name"),
+        (("--from", IMAGE, "--net-rate", "1k"), "is no rate for a network"),
+        (("--from", IMAGE, "--net-rate", "1m", "--network", "none"), "and no network"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_exists(fake: Fake, arguments: tuple[str, ...], message: str) -> None:

@@ -50,6 +50,8 @@ from firebuild.store.images import Image
 
 DEFAULT_UPPER_BYTES = 8 << 30
 NETWORKS_MAX = 8
+# Below that a resolver gives up before its answer has come.
+NET_RATE_MIN = 4 << 10
 INIT_LABEL = "org.firebuild.init"
 USER_LABEL = "org.firebuild.user"
 
@@ -99,6 +101,7 @@ class RunRequest(msgspec.Struct, frozen=True):
     mounts: Sequence[MountRequest] = ()
     disks: Sequence[DiskRequest] = ()
     disk_limits: DiskLimits = DiskLimits()
+    net_bytes_per_s: int = 0
     sync_back: bool = False
     health: HealthOptions = HealthOptions()
     pull: str = "missing"
@@ -178,7 +181,7 @@ def _run_machine(
         stop_timeout_s=DEFAULT_STOP_TIMEOUT_S if request.stop_timeout_s is None else request.stop_timeout_s,
         boot_timeout_s=request.boot_timeout_s or engine.settings.boot_timeout_s, labels=dict(request.labels),
         profile=engine.settings.profile, volumes=sorted(image.config.config.volumes), mounts=mounts, sync_back=request.sync_back,
-        disk_limits=request.disk_limits,
+        disk_limits=request.disk_limits, net_bytes_per_s=request.net_bytes_per_s,
     )  # fmt: skip
 
     def make_disks(machine: MachineLayout) -> None:
@@ -217,6 +220,12 @@ def _check(request: RunRequest) -> None:
     if request.sync_back and request.auto_remove:
         raise UsageError(
             "--sync-back, --rm and -d: what is removed at its end cannot be copied back", hint="leave out --rm or -d"
+        )
+    if not request.networks and request.net_bytes_per_s:
+        raise UsageError("a rate of the network, and no network", hint="leave out --network none, or --net-rate")
+    if 0 < request.net_bytes_per_s < NET_RATE_MIN:
+        raise UsageError(
+            f"{request.net_bytes_per_s} bytes a second is no rate for a network", hint=f"at least {NET_RATE_MIN >> 10}k"
         )
     if not request.networks and request.ports:
         raise UsageError("ports can only be published on a network", hint="leave out --network none, or -p")

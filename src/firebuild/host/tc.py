@@ -1,4 +1,4 @@
-"""Traffic control by rtnetlink(7): ingress qdiscs, and u32 filters that redirect packets or hand them to the namespace itself.
+"""Traffic control by rtnetlink(7): ingress qdiscs, rate limits, and u32 filters that redirect packets or hand them to the namespace itself.
 
 Each function says the tc(8) command that it stands for. Formats: tc-u32(8), tc-mirred(8), linux/pkt_sched.h,
 linux/pkt_cls.h, linux/tc_act/tc_mirred.h, and net/sched/cls_api.c for how the kernel reads them.
@@ -18,9 +18,15 @@ from firebuild.host.netlink import NEW, NLM_F_ACK, Link, attribute, nested, requ
 _RTM_NEWQDISC, _RTM_DELQDISC, _RTM_NEWTFILTER, _RTM_DELTFILTER = 36, 37, 44, 45
 _TCA_KIND, _TCA_OPTIONS = 1, 2
 # linux/pkt_sched.h
+_TC_H_ROOT = 0xFFFFFFFF
 _TC_H_INGRESS = 0xFFFFFFF1
 _INGRESS_HANDLE = 0xFFFF0000  # ffff:0, of ingress and clsact qdiscs alike
 _INGRESS_PARENT = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS): clsact refuses ffff:0, ingress takes both
+_TCA_TBF_PARMS, _TCA_TBF_RATE64, _TCA_TBF_BURST = 1, 4, 6
+_TC_LINKLAYER_ETHERNET = 1
+# The largest packet that a segmenting interface is handed.
+_TBF_BURST_MIN = 1 << 17
+_U32_MAX = 2**32 - 1
 # linux/pkt_cls.h
 _TCA_U32_SEL, _TCA_U32_ACT = 5, 7
 _TC_U32_TERMINAL = 1
@@ -114,6 +120,24 @@ def _add_u32_filter(
     options = nested(_TCA_OPTIONS, attribute(_TCA_U32_SEL, selector), actions)
     body = _message(link, 0, _INGRESS_PARENT, _filter_info(priority, protocol)) + text(_TCA_KIND, "u32") + options
     request(_RTM_NEWTFILTER, NEW, body, doing, modules=modules)
+
+
+def add_rate_limit(link: Link, bytes_per_s: int) -> None:
+    """Let at most that much leave by `link`, on average: `tc qdisc add dev <link> root tbf rate … burst … limit …`.
+
+    Bursts of a fiftieth of a second, and of one large packet at least; what has waited longer than an eighth is dropped, which
+    is what tells TCP. Raises NetworkError.
+    """
+    burst = max(_TBF_BURST_MIN, bytes_per_s // 50)
+    limit = min(burst + max(_TBF_BURST_MIN, bytes_per_s // 8), _U32_MAX)
+    # struct tc_ratespec: cell_log, linklayer, overhead, cell_align, mpu, rate; struct tc_tbf_qopt: two of them, limit, buffer, mtu.
+    rate = struct.pack("=BBHhHI", 0, _TC_LINKLAYER_ETHERNET, 0, 0, 0, min(bytes_per_s, _U32_MAX))
+    parameters = rate + bytes(12) + struct.pack("=III", limit, 0, 0)
+    attributes = [attribute(_TCA_TBF_PARMS, parameters), attribute(_TCA_TBF_BURST, struct.pack("=I", burst))]
+    if bytes_per_s > _U32_MAX:
+        attributes.append(attribute(_TCA_TBF_RATE64, struct.pack("=Q", bytes_per_s)))
+    body = _message(link, 0, _TC_H_ROOT, 0) + text(_TCA_KIND, "tbf") + nested(_TCA_OPTIONS, *attributes)
+    request(_RTM_NEWQDISC, NEW, body, f"limiting the rate of the interface `{link.name}`", modules="sch_tbf")
 
 
 def delete_filters(link: Link, *, priority: int, protocol: int) -> None:

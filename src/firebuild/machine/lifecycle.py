@@ -268,7 +268,7 @@ def _attach_networks(services: MachineServices, spec: MachineSpec, deadline: Dea
         attach_network(
             services.networks, machine_id=spec.id, network=join.network, number=number, addresses=join.addresses,
             ports=spec.ports if number == 0 else (), names=plan_names(spec, join.aliases), allow=spec.allow,
-            strict=spec.kind == "build", deadline=deadline,
+            strict=spec.kind == "build", bytes_per_s=spec.net_bytes_per_s, deadline=deadline,
         )
         for number, join in enumerate(spec.networks)
     ]  # fmt: skip

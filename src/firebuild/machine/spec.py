@@ -179,6 +179,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     `remover`: the command that follows it and removes it then; where that has died, it is as with `auto_remove`.
     `profile`: the profile that it belongs to. `mounts`: in the order in which they are mounted.
     `sync_back`: its folders of the host are copied back when it has ended.
+    `net_bytes_per_s`: what each of its interfaces may send, and be sent, in a second; 0: no limit.
     `disk_limits`: of each drive; those whose id begins with `disk` are the user's own files and devices.
     `limits`: of the VMM with its guest.
     """
@@ -223,6 +224,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     sync_back: bool = False
     disk_limits: DiskLimits = DiskLimits()
     limits: Limits = Limits()
+    net_bytes_per_s: int = 0
 
     @property
     def networks(self) -> list[NetworkJoin]:

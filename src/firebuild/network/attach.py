@@ -54,6 +54,7 @@ def attach_network(
     allow: Sequence[str] = (),
     strict: bool = False,
     names: Sequence[str] = (),
+    bytes_per_s: int = 0,
     deadline: Deadline,
 ) -> Attachment:
     """Give a machine a namespace in a network, with a tap for its VMM; all of it, or none and an error.
@@ -61,7 +62,8 @@ def attach_network(
     `number`: 0 for the machine's first network, which makes the namespace; the next ones get eth1, tap1, and so on in it.
     `addresses`: at most an IPv4 and an IPv6 one, with or without a prefix length. `tap_owner`: the (uid, gid) that may open the tap.
     `allow`: what it may reach beside what the network allows (fence.parse_permit). `strict`: it is kept from other machines on
-    its bridge, and from private ranges but for its name servers. `names`: what the others in the network know it by.
+    its bridge, and from private ranges but for its name servers. `names`: what the others in the network know it by. `bytes_per_s`: the
+    most that it may send, and be sent; 0: no limit.
     A record is written first. If undoing fails as well, it stays, and detach_network can be called again.
     Raises NotFoundError, ConflictError, UsageError, CniError, NetworkError, MissingProgramError, DeadlineError, HostError.
     """
@@ -85,7 +87,7 @@ def attach_network(
             record = msgspec.structs.replace(record, ports=choose_ports(settings, record.ports, deadline))
             records.save_record(settings, record)
         try:
-            return _set_up(settings, chosen, record, permit, names, addresses, tap_owner, deadline)
+            return _set_up(settings, chosen, record, permit, names, addresses, tap_owner, bytes_per_s, deadline)
         except BaseException as error:
             _undo(settings, record, error)
             raise
@@ -234,6 +236,7 @@ def _set_up(
     names: Sequence[str],
     addresses: Sequence[str],
     tap_owner: tuple[int, int] | None,
+    bytes_per_s: int,
     deadline: Deadline,
 ) -> Attachment:
     if record.number == 0:
@@ -273,7 +276,8 @@ def _set_up(
         return guard.plan_guard(mac, interface.addresses, metadata=permit.metadata, spoofing=permit.spoofing)
 
     link = netns.run_in_netns(
-        record.netns, lambda: tap.join_tap(record.interface, record.tap, owner=tap_owner, plan=plan)
+        record.netns,
+        lambda: tap.join_tap(record.interface, record.tap, owner=tap_owner, plan=plan, bytes_per_s=bytes_per_s),
     )
     if record.ports:
         rules.accept_published(record.machine_id, interface.addresses, deadline)

@@ -39,13 +39,18 @@ def quiet_namespace() -> None:
 
 
 def join_tap(
-    interface: str, tap: str, *, owner: tuple[int, int] | None, plan: Callable[[str], Sequence[Filter]]
+    interface: str,
+    tap: str,
+    *,
+    owner: tuple[int, int] | None,
+    plan: Callable[[str], Sequence[Filter]],
+    bytes_per_s: int = 0,
 ) -> netlink.Link:
     """Make `tap` in this thread's namespace, owned by (uid, gid), and join it to `interface` both ways; returns the interface.
 
     The guest takes the interface's MAC and IP addresses. They stay on the interface: whatever arrives there is redirected
     before the namespace's own stack sees it, and CNI plugins look for them on DEL. `plan` tells for the interface's MAC
-    address what the guest may send. Raises NetworkError, HostError.
+    address what the guest may send. `bytes_per_s`: the most that it may send, and be sent; 0: no limit. Raises NetworkError, HostError.
     """
     link = netlink.get_link(interface)
     _make_tap(tap, owner)
@@ -62,6 +67,10 @@ def join_tap(
             # It ends in the namespace's own stack: `action drop` needs act_gact, which slim kernels lack.
             tc.add_pass_filter(tap_link, priority=number, protocol=rule.protocol, matches=rule.matches)
     tc.add_redirect_filter(link, tap_link, priority=REDIRECT_PRIORITY)
+    if bytes_per_s:
+        # What the guest sends leaves by the interface, what it is sent by the tap.
+        for each in (link, tap_link):
+            tc.add_rate_limit(each, bytes_per_s)
     netlink.set_link_up(tap_link, mtu=link.mtu)
     return link
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,50 @@ def test_large_transfers_pass_with_offloads_on(host: Host) -> None:
                 received += len(chunk)
         thread.join()
     assert received == size
+
+
+def test_a_rate_holds_both_ways(host: Host) -> None:
+    rate, size = 1 << 20, 3 << 20
+    slow, fast = host.attach(bytes_per_s=rate), host.attach()
+    for interface in ("eth0", "tap0"):
+        shown = run(["ip", "netns", "exec", slow.netns, "tc", "qdisc", "show", "dev", interface, "root"])
+        assert "tbf" in shown and "rate 8388Kbit" in shown, shown
+    assert "tbf" not in run(["ip", "netns", "exec", fast.netns, "tc", "qdisc", "show"])
+    with start_guest(slow) as inside, start_guest(fast) as other:
+        for source, target, address in ((inside, other, fast), (other, inside, slow)):
+            began = time.monotonic()
+            assert transfer(source, target, first_address(address.addresses), size) == size
+            # A burst goes at once; a busy host only makes it longer.
+            assert time.monotonic() - began > (size - (1 << 19)) / rate
+
+
+def run(argv: list[str]) -> str:
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+
+def transfer(source: str, target: str, address: str, size: int) -> int:
+    """Send that many bytes over TCP; how many arrived when the last one had."""
+
+    def listen() -> socket.socket:
+        server = socket.create_server(("", 7000))
+        server.settimeout(120)
+        return server
+
+    def send() -> None:
+        with socket.create_connection((address, 7000), timeout=120) as client:
+            client.sendall(bytes(size))
+
+    with run_in_netns(target, listen) as server:
+        thread = threading.Thread(target=lambda: run_in_netns(source, send), daemon=True)
+        thread.start()
+        peer, _ = server.accept()
+        received = 0
+        with peer:
+            peer.settimeout(120)
+            while chunk := peer.recv(1 << 16):
+                received += len(chunk)
+        thread.join()
+    return received
 
 
 @pytest.mark.parametrize("policy", ["ACCEPT", "DROP"])

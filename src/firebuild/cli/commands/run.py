@@ -105,6 +105,7 @@ from firebuild.names import parse_port_mappings, parse_size
 )  # fmt: skip
 @click.option("--disk-iops", type=click.IntRange(0), default=0, help="Most reads and writes a second of each disk.")
 @click.option("--disk-bandwidth", help="Most bytes a second of each disk: 50m.")
+@click.option("--net-rate", help="Most bytes a second that each interface may send, and be sent: 10m.")
 @click.option("--sync-back", is_flag=True, help="Copy folders given with -v back when the machine has ended.")
 @click.option("--disk-size", default="8g", show_default=True, help="Size of the machine's own writable disk (sparse).")
 @click.option(
@@ -183,6 +184,7 @@ def run(**options: Any) -> int:
         disk_limits=DiskLimits(
             options["disk_iops"], parse_size(options["disk_bandwidth"]) if options["disk_bandwidth"] else 0
         ),
+        net_bytes_per_s=parse_size(options["net_rate"]) if options["net_rate"] else 0,
         env=parse_environment(options["env_file"], options["env"]),
         ssh_keys=_load_keys(options["identity_file"]),
         ssh_users=options["ssh_users"],
