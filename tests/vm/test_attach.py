@@ -62,6 +62,12 @@ def test_a_shell_at_a_terminal(cli: Cli) -> None:
         assert person.wait() == 5
         assert person.modes() == person.before
     assert cli.ok("wait", "tty1") == "5\n"
+    # Again, and somebody there from the first moment.
+    with at_terminal(cli, "start", "-ai", "tty1", rows=20) as person:
+        person.expect("#")
+        person.type("stty size; exit 6\n")
+        person.expect("20 90")
+        assert person.wait() == 6
     assert "sum 42" in cli.ok("logs", "tty1")
 
 
