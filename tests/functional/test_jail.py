@@ -15,10 +15,9 @@ import pytest
 from firebuild.host.cgroups import find_hierarchies
 from tests.support.cli import Cli
 from tests.support.fake_jailer import write_fake_jailer
-from tests.support.fake_machines import IMAGE, Jails
+from tests.support.fake_machines import FIRST_ID, IMAGE, Jails
 from tests.support.fake_vmm import Script, write_fake_vmm
 
-FIRST_ID = 1879100000
 needs_groups = pytest.mark.skipif(find_hierarchies() is None, reason="this host shows no control groups")
 
 
@@ -68,7 +67,7 @@ def test_a_jailed_machine_from_its_start_to_its_end_and_again(jails: Jails) -> N
     jails.cli.ok("resume", "one")
     jails.cli.ok("stop", "one")
     assert (upper.stat().st_uid, stat.S_IMODE(upper.stat().st_mode)) == (0, 0o600)
-    assert list(Path("/run/firebuild-ids").glob("[0-9]*")) == []
+    assert jails.claims() == []
     jails.cli.ok("start", "one", environment=jails.environment(Script(seccomp=True)))
     assert _status(jails.vmm_pid("one"))["Uid"] == ids
     second = jails.jailed("-d", "--name", "two")
@@ -80,7 +79,7 @@ def test_a_jailed_machine_from_its_start_to_its_end_and_again(jails: Jails) -> N
 @pytest.mark.parametrize(
     ("faults", "script", "words"),
     [
-        (("user",), {"seccomp": True}, "its users are [0, 0, 0, 0] and not 1879100000; its groups are [0, 0, 0, 0]"),
+        (("user",), {"seccomp": True}, f"its users are [0, 0, 0, 0] and not {FIRST_ID}; its groups are [0, 0, 0, 0]"),
         (("groups",), {"seccomp": True}, "it has the further groups [0]"),
         (("limits",), {"seccomp": True}, "its limit `Max open files` is"),
         ((), {"seccomp": False}, "threads have no seccomp filter"),
@@ -97,7 +96,7 @@ def test_a_vmm_that_is_not_kept_apart_is_killed(
     assert result.status == 125, result.describe()
     assert words in result.stderr, result.describe()
     assert jails.cli.ok("ls", "-a", "-q") == ""
-    assert list(Path("/run/firebuild-ids").glob("[0-9]*")) == []
+    assert jails.claims() == []
 
 
 def test_a_vmm_in_the_hosts_network_is_killed(jails: Jails) -> None:
@@ -133,14 +132,14 @@ def test_programs_that_will_not_do_are_refused_before_anything_exists(jails: Jai
         assert result.status == 125, result.describe()
         assert words in result.stderr, result.describe()
     assert not list((jails.cli.state / "machines").iterdir())
-    assert not Path("/run/firebuild-ids").exists() or not list(Path("/run/firebuild-ids").glob("[0-9]*"))
+    assert jails.claims() == []
 
 
 def test_a_range_of_users_that_is_used_up(jails: Jails) -> None:
-    jails.more = {"FIREBUILD_JAILER_IDS": "1879100000-1879100000"}
+    jails.more = {"FIREBUILD_JAILER_IDS": f"{FIRST_ID}-{FIRST_ID}"}
     assert jails.jailed("-d", "--name", "one").status == 0
     result = jails.jailed("-d", "--name", "two")
-    assert "all 1 user ids for VMMs, 1879100000 to 1879100000, are in use" in result.stderr, result.describe()
+    assert f"all 1 user ids for VMMs, {FIRST_ID} to {FIRST_ID}, are in use" in result.stderr, result.describe()
     jails.cli.ok("kill", "one")
     assert jails.jailed("-d", "--name", "two").status == 0
     jails.cli.ok("rm", "-f", "one", "two")
@@ -169,7 +168,7 @@ def test_kill_nine_of_the_supervisor_and_of_the_command(jails: Jails) -> None:
         process.kill()
         process.wait()
     jails.cli.run("purge")
-    assert list(Path("/run/firebuild-ids").glob("[0-9]*")) == []
+    assert jails.claims() == []
 
 
 def test_a_chroot_base_on_a_file_system_without_programs_and_devices(jails: Jails) -> None:
@@ -186,6 +185,31 @@ def test_a_chroot_base_on_a_file_system_without_programs_and_devices(jails: Jail
     finally:
         subprocess.run(["umount", str(folder)], check=True)
         folder.rmdir()
+
+
+def test_disks_of_the_users_are_lent_and_given_back(jails: Jails) -> None:
+    shared, own, readable = (jails.folder / name for name in ("shared", "own", "readable"))
+    for path, mode in ((shared, 0o600), (own, 0o640), (readable, 0o644)):
+        path.write_bytes(b"x" * 4096)
+        path.chmod(mode)
+    os.chown(own, 1234, 1235)
+    disks = [word for text in (f"{own}", f"{shared}:ro", f"{readable}:ro") for word in ("--disk", text)]
+    started = jails.jailed("-d", "--name", "one", *disks, probe=True)
+    assert started.status == 0, started.describe()
+    told = {" ".join(words[:2]): words[2] for words in _lines(jails.cli.ok("logs", "one"), 2)[1:]}
+    assert [told[f"disk{number} rb"] for number in range(3)] == ["ok"] * 3
+    assert told["disk0 r+b"] == "ok"
+    assert "ok" not in (told["disk1 r+b"], told["disk2 r+b"])
+    # What only its owner may read is copied; the others are the files themselves.
+    (copy,) = (jails.cli.state / "machines" / started.stdout.strip()).glob("private-*")
+    assert copy.read_bytes() == shared.read_bytes()
+    assert own.stat().st_uid == FIRST_ID
+    assert (shared.stat().st_uid, readable.stat().st_uid) == (0, 0)
+    jails.cli.ok("kill", "one")
+    status = own.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1234, 1235, 0o640)
+    assert not copy.exists()
+    jails.cli.ok("rm", "one")
 
 
 @needs_groups
@@ -208,6 +232,9 @@ def test_limits_hold_for_jailed_and_other_vmms(jails: Jails, tmp_path: Path) -> 
             group = Path(hierarchies.mounts[controller]) / "firebuild" / machine_id
             assert (group / file).read_text().split()[0] == wanted[controller]
             assert str(pid) in (group / "cgroup.procs").read_text().split()
+        jailer = jails.cli.json("inspect", name)["Configs"]["Jailer"]
+        assert jailer["Limits"] == {"Memory": (256 + 64) << 20, "NanoCpus": 1500000000, "PidsLimit": 64}
+        assert jailer["UID"] == jailer["GID"] == (FIRST_ID if name == "one" else None)
     jails.cli.ok("rm", "-f", "one", "two")
 
 

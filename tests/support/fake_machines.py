@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from firebuild.config.settings import load_settings
@@ -15,6 +16,9 @@ from tests.support.fake_jailer import write_fake_jailer
 from tests.support.fake_vmm import Script, write_fake_vmm
 
 IMAGE = "test/app:1"
+# The ids of this process's jails: tests that run at the same time have others.
+FIRST_ID = 1_900_000_000 + os.getpid() % 200_000 * 1000
+LAST_ID = FIRST_ID + 999
 
 
 class Fake:
@@ -56,10 +60,20 @@ class Jails(Fake):
     def environment(self, script: Script) -> dict[str, str]:
         vmm = write_fake_vmm(self.folder / "firecracker", script)
         jailer = write_fake_jailer(self.folder / "jailer", *self.faults)
-        return {"FIREBUILD_BINARY_FIRECRACKER": str(vmm), "FIREBUILD_BINARY_JAILER": str(jailer), **self.more}
+        return {
+            "FIREBUILD_BINARY_FIRECRACKER": str(vmm),
+            "FIREBUILD_BINARY_JAILER": str(jailer),
+            "FIREBUILD_JAILER_IDS": f"{FIRST_ID}-{LAST_ID}",
+            **self.more,
+        }
 
     def jailed(self, *arguments: str, network: str = "none", **script: object) -> Result:
         return self.run(*arguments, script=Script(seccomp=True, **script), network=network)  # type: ignore[arg-type]
+
+    def claims(self) -> list[str]:
+        """The ids that machines have."""
+        ids = (path.name for path in Path("/run/firebuild-ids").glob("[0-9]*"))
+        return [name for name in ids if FIRST_ID <= int(name) <= LAST_ID]
 
     def vmm_pid(self, name: str) -> int:
         number: int = self.cli.json("inspect", name)["Pid"]["Pid"]

@@ -14,7 +14,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _NO_BOOTSTRAP = "a build talks to its machine over a private channel, and nothing is bootstrapped over a network"
 _NO_SSH = "nothing logs in to a build machine"
-_NO_JAILER = "the VMM is started without the jailer"
+_OWN_USER = "each machine has a user and group of its own, out of --jailer-ids"
+_NO_NODE = "VMMs are not bound to a NUMA node"
 
 # Option → why it does nothing. Those of `flags` take no value.
 BUILD_OPTIONS: Mapping[str, str] = {
@@ -34,9 +35,9 @@ BUILD_OPTIONS: Mapping[str, str] = {
     "--log-firecracker-http-calls": "see `firebuild --debug`",
     "--shutdown-graceful-timeout-seconds": "a build machine ends when its disks are written",
     "--netns": "a build machine has a network namespace of its own",
-    "--jailer-uid": _NO_JAILER,
-    "--jailer-gid": _NO_JAILER,
-    "--jailer-numa-node": _NO_JAILER,
+    "--jailer-uid": _OWN_USER,
+    "--jailer-gid": _OWN_USER,
+    "--jailer-numa-node": _NO_NODE,
 }
 # Those of the original's machine and jailer flags that mean nothing to a machine of an image.
 RUN_OPTIONS: Mapping[str, str] = {
@@ -45,9 +46,9 @@ RUN_OPTIONS: Mapping[str, str] = {
     "--allow-mmds": "the metadata service is there, unless --no-mmds says otherwise",
     "--log-firecracker-http-calls": "see `firebuild --debug`",
     "--netns": "each machine has a network namespace of its own",
-    "--jailer-uid": _NO_JAILER,
-    "--jailer-gid": _NO_JAILER,
-    "--jailer-numa-node": _NO_JAILER,
+    "--jailer-uid": _OWN_USER,
+    "--jailer-gid": _OWN_USER,
+    "--jailer-numa-node": _NO_NODE,
 }
 # What asks for something that would not be there: going on without it would not be what was meant.
 REFUSED: Mapping[str, str] = {

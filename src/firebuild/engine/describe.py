@@ -9,6 +9,7 @@ import msgspec
 from firebuild.engine.core import Engine
 from firebuild.engine.views import plan_metadata
 from firebuild.errors import StoreError, UsageError
+from firebuild.host.cgroups import Limits
 from firebuild.machine.metadata import plan_ip_configuration
 from firebuild.machine.spec import HealthCheck
 from firebuild.machine.state import MachineRecord
@@ -63,6 +64,10 @@ def describe_machine(engine: Engine, name: str) -> dict[str, Any]:
                 "BinaryJailer": engine.settings.binary_jailer,
                 "ChrootBase": str(engine.layout.run),
                 "NetNS": str(attachment.netns_path) if attachment else "",
+                "UID": progress.uid,
+                "GID": progress.uid,
+                "Cgroups": list(progress.cgroups),
+                "Limits": _limits(spec.limits),
             },
             "Machine": {
                 "CNINetworkName": spec.network or "",
@@ -92,6 +97,20 @@ def describe_machine(engine: Engine, name: str) -> dict[str, Any]:
         },
         "NetworkInterfaces": [_interface(spec.mmds and each.number == 0, each) for each in attachments],
     }
+
+
+def _limits(limits: Limits) -> dict[str, Any]:
+    """Those that are set."""
+    shown = {
+        "Memory": limits.memory_bytes,
+        "NanoCpus": limits.cpu_us * 10**4,
+        "PidsLimit": limits.pids,
+        "ReadBps": limits.read_bps,
+        "WriteBps": limits.write_bps,
+        "ReadIops": limits.read_iops,
+        "WriteIops": limits.write_iops,
+    }
+    return {name: value for name, value in shown.items() if value}
 
 
 def _mounts(record: MachineRecord) -> list[dict[str, Any]]:
