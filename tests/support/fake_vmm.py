@@ -49,6 +49,8 @@ class Script:
     version: str = "Firecracker v1.17.0"
     seccomp: bool = False
     probe: bool = False
+    # "PUT /boot-source" → what is wrong with its answer: die, close, hang, drip, garbage, not-json, 503, huge.
+    answers: dict[str, str] = field(default_factory=dict)
     attach: str = ""
     """What happens to who attaches: "echo" (input comes back as output; its end is the entrypoint's, with exit_code), "fail",
     "break" (a frame that is none), or nothing: the op is not known."""
@@ -244,6 +246,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
+        how = self.script.answers.get(f"{self.command} {self.path}")
+        if how is not None:
+            self.answer_badly(how)
+            return
         fault = self.script.refuse.get(f"PUT {self.path}")
         if fault:
             self.reply(400, {"fault_message": fault})
@@ -262,8 +268,30 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_PATCH = do_PUT
 
+    def answer_badly(self, how: str) -> None:
+        self.close_connection = True
+        if how == "die":
+            os._exit(134)
+        elif how == "hang":
+            time.sleep(_LONG_S)
+        elif how == "drip":
+            for byte in b"HTTP/1.1 204 " + b"x" * 60_000:
+                self.wfile.write(bytes((byte,)))
+                self.wfile.flush()
+                time.sleep(0.2)
+        elif how == "garbage":
+            self.wfile.write(b"\x00\xff\x1b[2Jnonsense\r\n" * 10)
+        elif how == "not-json":
+            self.reply_bytes(200, b"<html>hello</html>")
+        elif how == "503":
+            self.reply(503, {"fault_message": "Too many\x1b[2J open connections."})
+        elif how == "huge":
+            self.reply_bytes(200, b"[" * (3 << 20))
+
     def reply(self, status: int, value: object) -> None:
-        data = b"" if value is None else json.dumps(value).encode()
+        self.reply_bytes(status, b"" if value is None else json.dumps(value).encode())
+
+    def reply_bytes(self, status: int, data: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -285,6 +313,9 @@ def main(arguments: list[str]) -> None:
     if script.seccomp:
         install_filter()
     print(script.console, end="", flush=True)
+    if "--log-path" in arguments:
+        with open(arguments[arguments.index("--log-path") + 1], "a") as log:
+            log.write("fake vmm: it runs\n")
     if script.die_at_start:
         print("fake vmm: told to die", file=sys.stderr)
         sys.exit(9)

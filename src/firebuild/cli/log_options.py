@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
 from firebuild.cli.output import note, use_json_log
 from firebuild.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # The original's levels, by the words of its logger.
 _LEVELS = {"trace": "DEBUG", "debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": "ERROR"}
@@ -26,6 +29,27 @@ def make_log_options() -> list[click.Option]:
             ["--log-force-color"], is_flag=True, hidden=True, expose_value=False, callback=_say_nothing_to_colour
         ),
     ]
+
+
+def log_calls_option(function: F) -> F:
+    """The option that shows the calls of the VMM's API. The command's function does not see it."""
+    return click.option(
+        "--log-firecracker-http-calls", is_flag=True, expose_value=False, callback=_show_calls,
+        help="Show each call of the VMM's API and its answer, on standard error.",
+    )(function)  # fmt: skip
+
+
+def _show_calls(context: click.Context, option: click.Parameter, value: Any) -> None:
+    if not value:
+        return
+    import logging
+
+    logger = logging.getLogger("firebuild.vmm.calls")
+    logger.setLevel(logging.INFO)
+    if not logging.getLogger().handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        logger.addHandler(handler)
 
 
 def _as_json(context: click.Context, option: click.Parameter, value: Any) -> None:

@@ -32,7 +32,6 @@ BUILD_OPTIONS: Mapping[str, str] = {
     "--kernel-args": "a build machine has no root drive of its own to name",
     "--no-mmds": "a build machine has no metadata service",
     "--allow-mmds": "a build machine has no metadata service",
-    "--log-firecracker-http-calls": "see `firebuild --debug`",
     "--shutdown-graceful-timeout-seconds": "a build machine ends when its disks are written",
     "--netns": "a build machine has a network namespace of its own",
     "--jailer-uid": _OWN_USER,
@@ -44,7 +43,6 @@ RUN_OPTIONS: Mapping[str, str] = {
     "--cpu-template": "a machine has the processor's own features",
     "--ht-enabled": "a machine has the processor's own features",
     "--allow-mmds": "the metadata service is there, unless --no-mmds says otherwise",
-    "--log-firecracker-http-calls": "see `firebuild --debug`",
     "--netns": "each machine has a network namespace of its own",
     "--jailer-uid": _OWN_USER,
     "--jailer-gid": _OWN_USER,
@@ -54,7 +52,7 @@ RUN_OPTIONS: Mapping[str, str] = {
 REFUSED: Mapping[str, str] = {
     "--root-drive-partuuid": "a root disk of firebuild's is one file system without partitions",
 }
-FLAGS = frozenset(("--no-mmds", "--allow-mmds", "--ht-enabled", "--log-firecracker-http-calls"))
+FLAGS = frozenset(("--no-mmds", "--allow-mmds", "--ht-enabled"))
 
 
 def retired_options(options: Mapping[str, str]) -> Callable[[F], F]:

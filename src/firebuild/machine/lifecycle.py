@@ -182,11 +182,12 @@ def _choose(services: MachineServices, spec: MachineSpec) -> VmmChoice:
 
 
 def _forget_end(paths: MachineLayout) -> None:
-    """What told of an earlier life's end must not tell of the next one's: the console is kept beside."""
+    """What told of an earlier life's end must not tell of the next one's: its logs are kept beside."""
     try:
         paths.exit_record.unlink(missing_ok=True)
-        if paths.console_log.exists():
-            paths.console_log.replace(paths.console_log.with_name(paths.console_log.name + ".1"))
+        for log in (paths.console_log, paths.vmm_log):
+            if log.exists():
+                log.replace(log.with_name(log.name + ".1"))
     except OSError as error:
         raise map_os_error(error, f"preparing `{paths.state}`") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import logging
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,25 +19,44 @@ from firebuild.host.sockets import connect_unix
 from firebuild.host.watch import FileWatch
 from firebuild.vmm.models import VmmSetup
 
-logger = logging.getLogger(__name__)
+calls = logging.getLogger("firebuild.vmm.calls")
+"""Each call with its answer, at INFO: `--log-firecracker-http-calls` shows them."""
 
 _ANSWER_LIMIT = 1 << 20
+# A fault quotes what was asked, which may be long.
+_FAULT_LIMIT = 2000
 _LISTEN_WAIT_S = 0.005
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
+class _Socket(socket.socket):
+    """Gives up at a deadline, however many bytes still come one by one."""
 
-    def __init__(self, path: Path, timeout_s: float) -> None:
-        super().__init__("localhost", timeout=timeout_s)
+    deadline: Deadline
+
+    def recv_into(self, *arguments: Any, **named: Any) -> int:
+        """As a socket's own, by the deadline. Raises TimeoutError."""
+        left_s = self.deadline.remaining_s()
+        if not left_s:
+            raise TimeoutError
+        self.settimeout(left_s)
+        return super().recv_into(*arguments, **named)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket. All that is read over it is read by `deadline`."""
+
+    def __init__(self, path: Path, deadline: Deadline) -> None:
+        super().__init__("localhost", timeout=deadline.check())
         self._path = path
+        self._deadline = deadline
 
     def connect(self) -> None:
         """Connect to the socket's path."""
         deadline = Deadline(min(10.0, float(self.timeout or 0)), "connecting to the VMM's API")
         with FileWatch(self._path.parent) as watch:
             while True:
-                self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+                self.sock = _Socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+                self.sock.deadline = self._deadline
                 self.sock.settimeout(self.timeout)
                 try:
                     connect_unix(self.sock, self._path)
@@ -58,7 +78,7 @@ class VmmApi:
         """Send one request; returns the decoded JSON answer, None for an empty one."""
         data = None if body is None else msgspec.json.encode(body)
         left_s = self._deadline.check()
-        logger.debug("vmm api: %s %s", method, path)
+        asked = time.monotonic()
         try:
             self._connection.timeout = left_s
             if self._connection.sock is not None:
@@ -66,11 +86,21 @@ class VmmApi:
             headers = {"Accept": "application/json", "Content-Type": "application/json"}
             self._connection.request(method, path, data, headers)
             response = self._connection.getresponse()
-            answer = response.read(_ANSWER_LIMIT)
+            answer = response.read(_ANSWER_LIMIT + 1)
         except TimeoutError:
             raise DeadlineError(f"the VMM's API did not answer {method} {path} in time") from None
+        except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError) as error:
+            raise VmmError(f"the VMM closed its API's connection instead of answering {method} {path}") from error
         except (OSError, http.client.HTTPException) as error:
-            raise VmmError(f"the VMM's API failed at {method} {path}: {error}") from error
+            raise VmmError(f"the VMM's API failed at {method} {path}: {_reason(error)}") from error
+        if len(answer) > _ANSWER_LIMIT:
+            raise VmmError(f"the VMM's API answered {method} {path} with more than {_ANSWER_LIMIT} bytes")
+        if calls.isEnabledFor(logging.INFO):
+            # Metadata is the user's own, and may hold what is nobody else's business.
+            body_shown = "" if data is None else " …" if path == "/mmds" else " " + data.decode()
+            took_ms = (time.monotonic() - asked) * 1000
+            answered = answer[:_FAULT_LIMIT].decode("utf-8", "replace") if path != "/mmds" else ""
+            calls.info("%s %s%s: %d %s (%.1f ms)", method, path, body_shown, response.status, answered, took_ms)
         if response.status >= 300:
             raise _api_error(method, path, response.status, answer)
         try:
@@ -110,18 +140,25 @@ class VmmApi:
         self.request("PATCH", "/vm", {"state": "Resumed"})
 
 
+def _reason(error: Exception) -> str:
+    if isinstance(error, http.client.BadStatusLine):
+        return "its answer is not HTTP"
+    return f"{type(error).__name__}: {error}"[:200]
+
+
 def _api_error(method: str, path: str, status: int, answer: bytes) -> ApiError:
     try:
         fault = str(msgspec.json.decode(answer)["fault_message"])
     except (msgspec.DecodeError, KeyError, TypeError):
-        fault = answer[:500].decode("utf-8", "replace") or "no reason given"
-    return ApiError(f"the VMM refused {method} {path}: {fault}", status=status)
+        fault = answer.decode("utf-8", "replace") or "no reason given"
+    shown = "".join(char if char.isprintable() else "?" for char in fault[:_FAULT_LIMIT])
+    return ApiError(f"the VMM refused {method} {path} with status {status}: {shown}", status=status)
 
 
 @contextmanager
 def open_api(socket_path: Path, deadline: Deadline) -> Iterator[VmmApi]:
     """A connection to the API behind `socket_path`, which must exist; all its calls together end by `deadline`."""
-    connection = _UnixConnection(socket_path, deadline.check())
+    connection = _UnixConnection(socket_path, deadline)
     try:
         yield VmmApi(connection, deadline)
     finally:

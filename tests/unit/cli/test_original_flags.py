@@ -60,6 +60,9 @@ def test_it_is_taken(command: str, flag: str) -> None:
         assert isinstance(option, _Refusal)
     elif flag in {"run": RUN_OPTIONS, "rootfs": BUILD_OPTIONS}.get(command, {}) or flag in REFUSED:
         assert isinstance(option, click.Option) and option.hidden and option.callback is not None
+    elif flag == "--log-firecracker-http-calls":
+        # It acts as it is read, and the command sees nothing of it.
+        assert isinstance(option, click.Option) and option.callback is not None and option.help
     elif not option.expose_value:
         known = {f"--{setting.key}" for setting in SETTINGS} | {f"--{key}" for key in PROPERTY_FLAGS}
         assert flag in known or flag in {f"--{name}" for name in EVERY.split()}

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from firebuild.cli.commands.rootfs import parse_labels, parse_machine
+from firebuild.cli.log_options import log_calls_option
 from firebuild.cli.output import note
 from firebuild.cli.renderers import open_renderer
 from firebuild.cli.retired import BUILD_OPTIONS, REFUSED, refused_options, retired_options
@@ -42,6 +43,7 @@ from firebuild.names import parse_reference
 @click.option("--progress", default="auto", show_default=True, help="auto, plain, tty, rawjson or quiet.")
 @click.option("--quiet", "-q", is_flag=True, help="Show nothing but the image's id.")
 @click.option("--iidfile", type=click.Path(path_type=Path), help="Write the image's id to a file.")
+@log_calls_option
 @retired_options(BUILD_OPTIONS)
 @refused_options(REFUSED)
 def baseos(**options: Any) -> None:

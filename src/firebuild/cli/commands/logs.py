@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import datetime
+import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import click
 
@@ -13,6 +15,8 @@ from firebuild.cli.output import write_output
 from firebuild.engine.core import Engine
 from firebuild.errors import UsageError
 from firebuild.machine.logs import LogEntry, follow_entries, parse_since, read_entries
+
+_SHOWN_MAX = 64 << 20
 
 
 @click.command()
@@ -23,9 +27,10 @@ from firebuild.machine.logs import LogEntry, follow_entries, parse_since, read_e
 @click.option("--until", help="Show what came before a time or an age.")
 @click.option("-t", "--timestamps", is_flag=True, help="Show the time of each line.")
 @click.option("--console", is_flag=True, help="Show the guest's console instead: the kernel's and vminit's messages.")
+@click.option("--vmm", is_flag=True, help="Show the VMM's own log instead.")
 def logs(
     machine: str | None, vmm_id: str | None, follow: bool, tail: str, since: str | None, until: str | None,
-    timestamps: bool, console: bool,
+    timestamps: bool, console: bool, vmm: bool,
 ) -> None:  # fmt: skip
     """Show what a machine's entrypoint printed: its standard output and standard error."""
     if tail != "all" and not tail.isdigit():
@@ -35,9 +40,11 @@ def logs(
     with Engine() as engine:
         record = engine.machines.records.get(machine_name(machine, vmm_id))
         paths = engine.layout.machine(record.spec.id)
-    if console:
-        _refuse_with_console(follow=follow, since=since, until=until, timestamps=timestamps)
-        _show_console(paths.console_log.read_bytes() if paths.console_log.exists() else b"", last)
+    if console and vmm:
+        raise UsageError("--console and --vmm are two logs: choose one")
+    if console or vmm:
+        _refuse_whole("--vmm" if vmm else "--console", follow=follow, since=since, until=until, timestamps=timestamps)
+        _show_whole(paths.vmm_log if vmm else paths.console_log, last)
         return
     if follow:
         entries: Iterable[LogEntry] = _until(follow_entries(paths, lambda so_far: _choose(so_far, start, last)), end)
@@ -61,13 +68,20 @@ def _moment(text: str | None, default: str) -> str:
         raise UsageError(f"`{text}` is neither a time nor an age", hint="write 2026-01-31T12:00:00Z or 10m") from None
 
 
-def _refuse_with_console(**given: object) -> None:
+def _refuse_whole(log: str, **given: object) -> None:
     for option, value in given.items():
         if value:
-            raise UsageError(f"--{option} does not go with --console: the console's lines have no times")
+            raise UsageError(f"--{option} does not go with {log}: that log is shown as it is")
 
 
-def _show_console(data: bytes, last: int | None) -> None:
+def _show_whole(path: Path, last: int | None) -> None:
+    try:
+        with open(path, "rb") as file:
+            # A VMM writes its log itself: only its end is of use, however much there is.
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _SHOWN_MAX))
+            data = file.read()
+    except FileNotFoundError:
+        data = b""
     if last is not None:
         data = b"".join(data.splitlines(keepends=True)[-last:] if last else [])
     write_output("stdout", data)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from firebuild.cli.log_options import log_calls_option
 from firebuild.cli.output import note, print_json
 from firebuild.cli.renderers import open_renderer
 from firebuild.cli.retired import BUILD_OPTIONS, REFUSED, refused_options, retired_options
@@ -85,6 +86,7 @@ _FILE = click.Path(path_type=Path)
     "--debug-at", "debug_lines", multiple=True, type=click.IntRange(1), metavar="LINE",
     help="Open a shell before the step of this line of the Dockerfile.",
 )  # fmt: skip
+@log_calls_option
 @retired_options(BUILD_OPTIONS)
 @refused_options(REFUSED)
 def rootfs(**options: Any) -> None:

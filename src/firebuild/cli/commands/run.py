@@ -13,6 +13,7 @@ import click
 from firebuild.cli import terminal
 from firebuild.cli.detach_keys import DEFAULT_DETACH_KEYS, parse_detach_keys
 from firebuild.cli.health_options import health_options, parse_health_options
+from firebuild.cli.log_options import log_calls_option
 from firebuild.cli.options import START_FAILURES, parse_environment
 from firebuild.cli.output import note, print_error
 from firebuild.cli.progress import open_meter
@@ -139,6 +140,7 @@ from firebuild.names import parse_port_mappings, parse_size
     "--stop-timeout", "--shutdown-graceful-timeout-seconds", "stop_timeout_s", type=click.FloatRange(0, 86400),
     help="Seconds that `stop` waits before force, where it is not told otherwise; without it 10.",
 )  # fmt: skip
+@log_calls_option
 @retired_options(RUN_OPTIONS)
 @refused_options(REFUSED)
 @click.option("--label", multiple=True, help="Label K=V.")
