@@ -212,6 +212,26 @@ def test_disks_of_the_users_are_lent_and_given_back(jails: Jails) -> None:
     jails.cli.ok("rm", "one")
 
 
+def test_a_block_device_has_a_node_in_the_jail(jails: Jails) -> None:
+    backing = jails.folder / "backing"
+    backing.write_bytes(bytes(1 << 20))
+    made = subprocess.run(["losetup", "--find", "--show", str(backing)], capture_output=True, text=True)
+    if made.returncode != 0:
+        pytest.skip(f"this host has no loop devices: {made.stderr}")
+    device = Path(made.stdout.strip())
+    try:
+        before = os.stat(device)
+        for mode, writable in (("", True), (":ro", False)):
+            started = jails.jailed("-d", "--name", "one", "--disk", f"{device}{mode}", probe=True)
+            assert started.status == 0, started.describe()
+            told = {" ".join(words[:2]): words[2] for words in _lines(jails.cli.ok("logs", "one"), 2)[1:]}
+            assert (told["disk0 rb"], told["disk0 r+b"] == "ok") == ("ok", writable)
+            assert (os.stat(device).st_uid, os.stat(device).st_mode) == (before.st_uid, before.st_mode)
+            jails.cli.ok("rm", "-f", "one")
+    finally:
+        subprocess.run(["losetup", "--detach", str(device)], check=True)
+
+
 @needs_groups
 def test_limits_hold_for_jailed_and_other_vmms(jails: Jails, tmp_path: Path) -> None:
     hierarchies = find_hierarchies()
@@ -236,6 +256,21 @@ def test_limits_hold_for_jailed_and_other_vmms(jails: Jails, tmp_path: Path) -> 
         assert jailer["Limits"] == {"Memory": (256 + 64) << 20, "NanoCpus": 1500000000, "PidsLimit": 64}
         assert jailer["UID"] == jailer["GID"] == (FIRST_ID if name == "one" else None)
     jails.cli.ok("rm", "-f", "one", "two")
+
+
+@needs_groups
+def test_a_vmm_that_takes_more_than_it_may(jails: Jails) -> None:
+    """Whoever is in its group ends with it, processes that nobody knows of too: the ledger looks for them."""
+    hog = jails.jailed("-d", "--name", "hog", "-m", "64", "--vmm-memory-max", "+64m", hog_mib=1024)
+    assert hog.status == 0, hog.describe()
+    jails.cli.run("wait", "hog")
+    state = jails.cli.json("inspect", "hog")["State"]
+    assert (state["Status"], state["Reason"]) == ("failed", "out of memory: the VMM wanted more than --vmm-memory-max")
+    forker = jails.jailed("-d", "--name", "forker", "--vmm-pids-max", "20", forks=50)
+    assert forker.status == 0, forker.describe()
+    jails.cli.await_output("forker", "Resource temporarily unavailable")
+    assert int(jails.cli.ok("logs", "forker").split()[0]) < 20
+    jails.cli.ok("rm", "-f", "hog", "forker")
 
 
 def test_doctor_measures_what_production_wants(jails: Jails) -> None:

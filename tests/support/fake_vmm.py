@@ -51,6 +51,9 @@ class Script:
     probe: bool = False
     # "PUT /boot-source" → what is wrong with its answer: die, close, hang, drip, garbage, not-json, 503, huge.
     answers: dict[str, str] = field(default_factory=dict)
+    # How many processes it makes, and how much memory it takes (MiB), once its guest is ready.
+    forks: int = 0
+    hog_mib: int = 0
     attach: str = ""
     """What happens to who attaches: "echo" (input comes back as output; its end is the entrypoint's, with exit_code), "fail",
     "break" (a frame that is none), or nothing: the op is not known."""
@@ -90,6 +93,7 @@ class FakeGuest:
             return
         time.sleep(self.script.ready_after_s)
         self.send(push, EVENT, {"event": "ready", "uptime_ms": 1, "entrypoint_pid": 1})
+        self.take()
         output = self.script.output + (probe(_Handler.files) if self.script.probe else "")
         if output:
             self.send_bytes(push, STDOUT, output.encode())
@@ -100,6 +104,20 @@ class FakeGuest:
         if self.script.exit_after_s is not None:
             time.sleep(self.script.exit_after_s)
             self.end(self.script.exit_code)
+
+    def take(self) -> None:
+        """Processes, told how many came to be; then memory."""
+        count = 0
+        try:
+            for _ in range(self.script.forks):
+                if os.fork() == 0:
+                    time.sleep(_LONG_S)
+                count += 1
+        except OSError as error:
+            assert self.push is not None
+            self.send_bytes(self.push, STDOUT, f"{count} processes: {error.strerror}\n".encode())
+        held = [b"\1" * (1 << 20) for _ in range(self.script.hog_mib)]
+        assert len(held) == self.script.hog_mib
 
     def end(self, code: int) -> None:
         assert self.push is not None

@@ -253,6 +253,20 @@ def list_members(folder: str) -> list[int]:
         raise map_os_error(error, f"reading the control group `{folder}`") from error
 
 
+def has_starved(folders: Sequence[str]) -> bool:
+    """Whether a process of the group was killed since it wanted more memory than the group may have."""
+    for folder in folders:
+        for name in ("memory.events", "memory.oom_control"):
+            try:
+                text = Path(folder, name).read_text(encoding="ascii")
+            except OSError:
+                continue  # A hierarchy of another controller has no such file.
+            words = dict(line.split() for line in text.splitlines() if len(line.split()) == 2)
+            if int(words.get("oom_kill", "0")) > 0:
+                return True
+    return False
+
+
 def remove_cgroup(folders: Sequence[str], *, timeout_s: float = 20.0) -> None:
     """Kill what is in a group and remove it; absent is fine. Raises HostError where a process cannot be killed."""
     deadline = Deadline(timeout_s, "ending a control group")

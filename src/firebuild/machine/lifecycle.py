@@ -19,6 +19,7 @@ import msgspec
 
 from firebuild.errors import DeadlineError, FirebuildError, GuestError, HostError, MachineError
 from firebuild.guest.control import request_stop
+from firebuild.host.cgroups import has_starved
 from firebuild.host.deadline import Deadline
 from firebuild.host.files import map_os_error, remove_tree, write_atomic
 from firebuild.host.identity import (
@@ -473,6 +474,7 @@ def finish_held(
         end_processes(services, spec.id)
     elif record.progress.vmm is not None and not record.rebooted:
         kill_and_wait(record.progress.vmm, grace_s=0)
+    starved = has_starved(record.progress.cgroups)
     release(record.progress, paths)
     detach_network(services.networks, spec.id, deadline=Deadline(_CLEANUP_S, "taking down the network"))
     remove_tree(paths.run)
@@ -483,7 +485,7 @@ def finish_held(
     if exit_record is None and record.rebooted:
         state, code, why = State.STOPPED, None, HOST_REBOOT
     else:
-        state, code, why = _ending(exit_record, reason, paths.console_log)
+        state, code, why = _ending(exit_record, reason, paths.console_log, starved=starved)
     progress = msgspec.structs.replace(
         record.progress, supervisor=None, vmm=None, exit_code=code, reason=why, ended_at_ns=time.time_ns(),
         restarts=_restarts(exit_record), cgroups=[], uid=None, owners={},
@@ -491,7 +493,9 @@ def finish_held(
     services.records.update(spec.id, state, progress)
 
 
-def _ending(exit_record: dict[str, Any] | None, reason: str | None, console: Path) -> tuple[State, int | None, str]:
+def _ending(
+    exit_record: dict[str, Any] | None, reason: str | None, console: Path, *, starved: bool
+) -> tuple[State, int | None, str]:
     if exit_record is None:
         return State.LOST, None, reason or "the supervisor was lost"
     guest_exit = exit_record.get("guest_exit")
@@ -502,7 +506,9 @@ def _ending(exit_record: dict[str, Any] | None, reason: str | None, console: Pat
         return State.STOPPED, code, why if killed is None else f"out of memory: {killed} was killed"
     if why in ("killed", "stopped by the user"):
         return State.STOPPED, _KILLED_CODE, why
-    if why == "exit":
+    if why == "exit" and starved:
+        why = "out of memory: the VMM wanted more than --vmm-memory-max"
+    elif why == "exit":
         why = find_crash(console) or "the VMM ended without an exit status of the guest"
     return State.FAILED, None, why
 
