@@ -15,7 +15,7 @@ ROW = re.compile(r"^\| (?P<id>[A-Z]\d+) \|(?P<cells>.*)\|$", re.MULTILINE)
 TEST = re.compile(r"`(?P<path>(?:tests|crates)/[\w./-]+\.(?:py|rs))::(?P<name>\w+)`")
 # How many rows each part of a page has (one that is lost is seen), and how many cells a row besides its id.
 _THREATS = {"I": 12, "B": 9, "S": 8, "R": 8, "N": 7, "G": 5, "H": 3, "C": 2, "X": 4}
-PARTS = {"design/threats.md": (_THREATS, 3), "reference/clones.md": ({"C": 14}, 2)}
+PARTS = {"design/threats.md": (_THREATS, 3), "reference/clones.md": ({"C": 15}, 2)}
 
 
 @cache

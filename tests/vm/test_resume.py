@@ -155,21 +155,24 @@ def systemd(shared_state: SharedState) -> str:
 def test_beside_systemd(cli: Cli, systemd: str) -> None:
     cli.ok("run", "-d", "--name", "resume3", "--init", "system", "--from", systemd, "--", "sh", "-c", COUNT)
     guest = Guest.of(cli, "resume3")
-    # A key of this kind takes ten seconds and more without hardware virtualization.
-    guest.sh("rm -f /etc/ssh/ssh_host_rsa_key*")
     before = guest.sh(IDENTITY).split()
     keys = guest.sh("cat /etc/ssh/*_key.pub").splitlines()
-    assert len(keys) >= 2
+    assert len(keys) == 3
     assert guest.pause() == "groups"
     guest.go_on()
     write_hook(guest, "20-look", HOOK)
     guest.resume(guest.document(id=OTHER))
     assert not set(guest.sh(IDENTITY).split()) & set(before)
     new = guest.sh("cat /etc/ssh/*_key.pub").splitlines()
-    assert len(new) == len(keys) and not set(new) & set(keys)
+    # One of RSA takes ten seconds and more without hardware virtualization: it comes later.
+    assert len(new) in (2, 3) and not set(new) & set(keys)
     served = guest.sh("ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null").split()[-1]
     assert served in "\n".join(new), "the server that runs has the new keys"
     assert guest.sh("cat /hooked").split()[:4] == [OTHER, "resume3", guest.id, "0"]
+    assert (
+        guest.sh("until test -e /etc/ssh/ssh_host_rsa_key.pub; do sleep 0.2; done; cat /etc/ssh/*rsa_key.pub").strip()
+        not in keys
+    )
     assert counted(guest) and guest.sh("cat /proc/1/comm; cat /proc/self/cgroup") == "systemd\n0::/init.scope\n"
     # Its service reads the document anew; the machine ends as ever.
     assert OTHER in guest.sh("cat /run/firebuild/boot.json")

@@ -6,7 +6,7 @@ use crate::freeze::Frozen;
 use crate::guest::{Guest, Order};
 use crate::metadata::{self, Profile};
 use crate::snapshot::{self, HOST_TAKES};
-use crate::util::{lock, parse_hex, refuse, Context, Deadline};
+use crate::util::{lock, parse_hex, refuse, start_thread, Context, Deadline};
 use crate::{boot, config, etc, files, handover, hooks, launch, log, network, root, sshd, sys};
 use firebuild_protocol::message::{BootDocument, BootKind, InitMode, ResumeRequest};
 use firebuild_protocol::{ErrorCode, TaskError};
@@ -31,6 +31,8 @@ struct Resume<'a> {
     frozen: Option<Frozen>,
     profile: Profile,
     hostname: String,
+    /// Types of SSH host keys that are made once all goes on.
+    late_keys: Vec<&'static str>,
 }
 
 type Step = (&'static str, fn(&mut Resume<'_>) -> Result<(), TaskError>);
@@ -68,6 +70,7 @@ pub fn resume(guest: &Arc<Guest>, request: &ResumeRequest) -> Result<Value, Task
         frozen: held.take(),
         profile: Profile::default(),
         hostname: String::new(),
+        late_keys: Vec::new(),
     };
     let done = carry_out(&mut resume);
     *held = resume.frozen.take();
@@ -207,9 +210,24 @@ fn renew_boot_id(_resume: &mut Resume<'_>) -> Result<(), TaskError> {
 
 fn renew_host_keys(resume: &mut Resume<'_>) -> Result<(), TaskError> {
     match resume.new.kind {
-        BootKind::Build => Ok(()),
-        BootKind::Run => sshd::renew_host_keys(&resume.guest.reaper),
+        BootKind::Build => {}
+        BootKind::Run => {
+            let may_wait = !has_readonly_root(resume);
+            resume.late_keys = sshd::renew_host_keys(&resume.guest.reaper, may_wait)?;
+        }
     }
+    Ok(())
+}
+
+/// A snapshot waits for that: a key that is half made would be the same one in all clones.
+fn make_late_keys(guest: &Arc<Guest>, kinds: Vec<&'static str>) -> Result<(), TaskError> {
+    let own = Arc::clone(guest);
+    start_thread("host-keys", move || {
+        let _work = own.hold.work();
+        if let Err(error) = sshd::make_host_keys(&own.reaper, &kinds) {
+            log::error(&error.to_string());
+        }
+    })
 }
 
 /// The image's own, one after the other; the first that fails ends the resume.
@@ -247,7 +265,11 @@ fn go_on(resume: &mut Resume<'_>) -> Result<(), TaskError> {
     guest.set_configured(std::mem::take(&mut resume.profile));
     guest.set_document(resume.new.clone());
     guest.order(Order::Restart(resume.new.restart));
-    snapshot::release(guest, &mut resume.frozen)
+    snapshot::release(guest, &mut resume.frozen)?;
+    match std::mem::take(&mut resume.late_keys) {
+        none if none.is_empty() => Ok(()),
+        kinds => make_late_keys(guest, kinds),
+    }
 }
 
 /// Whether the entrypoint is started only now.

@@ -13,32 +13,55 @@ const FOLDER: &str = "/etc/ssh";
 const PROGRAMS: [&str; 3] = ["/usr/bin/ssh-keygen", "/usr/local/bin/ssh-keygen", "/bin/ssh-keygen"];
 /// An RSA key takes many seconds without hardware virtualization.
 const KEY_TAKES: Duration = Duration::from_secs(120);
-const TYPES: [&str; 4] = ["rsa", "ecdsa", "ed25519", "dsa"];
+const TYPES: [&str; 4] = ["ed25519", "ecdsa", "rsa", "dsa"];
+/// Those that take so long that the machine need not wait for them, where it has one of the others.
+const SLOW_TYPES: [&str; 2] = ["rsa", "dsa"];
 
-/// Make each host key that there is anew.
-pub fn renew_host_keys(reaper: &Reaper) -> Result<(), TaskError> {
-    let keys: Vec<(&str, PathBuf)> = TYPES
-        .iter()
-        .map(|kind| (*kind, Path::new(FOLDER).join(format!("ssh_host_{kind}_key"))))
-        .filter(|(_, path)| path.symlink_metadata().is_ok())
-        .collect();
-    if keys.is_empty() {
-        return Ok(());
+/// Remove all host keys and make others of their types. With `may_wait` those that take long are left to
+/// [`make_host_keys`], and returned, unless there are no others.
+pub fn renew_host_keys(reaper: &Reaper, may_wait: bool) -> Result<Vec<&'static str>, TaskError> {
+    let kinds: Vec<&str> = TYPES.into_iter().filter(|kind| path_of(kind).symlink_metadata().is_ok()).collect();
+    if kinds.is_empty() {
+        return Ok(kinds);
     }
-    let Some(program) = PROGRAMS.iter().map(Path::new).find(|path| path.exists()) else {
-        return refuse(ErrorCode::NotFound, "the image has SSH host keys but no ssh-keygen to make others");
-    };
-    for (kind, path) in keys {
-        renew(reaper, program, kind, &path)?;
+    find_program()?;
+    // Before any is made: what fails half-way must not leave a key that another machine has.
+    kinds.iter().try_for_each(|kind| remove(&path_of(kind)))?;
+    let (slow, quick): (Vec<_>, Vec<_>) = kinds.into_iter().partition(|kind| may_wait && SLOW_TYPES.contains(kind));
+    if quick.is_empty() {
+        make_host_keys(reaper, &slow)?;
+        return Ok(Vec::new());
+    }
+    make_host_keys(reaper, &quick)?;
+    Ok(slow)
+}
+
+/// Make host keys of these types, of which there are none, and have the server take them.
+pub fn make_host_keys(reaper: &Reaper, kinds: &[&str]) -> Result<(), TaskError> {
+    let program = find_program()?;
+    for kind in kinds {
+        let path = path_of(kind);
+        let file = path.to_string_lossy();
+        let args = ["-q", "-t", kind, "-N", "", "-C", "", "-f", file.as_ref()];
+        hooks::run(reaper, program, &args, &[], KEY_TAKES)?;
     }
     tell_server();
     Ok(())
 }
 
-/// The old key goes first: what fails half-way must not leave a key that another machine has.
-fn renew(reaper: &Reaper, program: &Path, kind: &str, path: &Path) -> Result<(), TaskError> {
-    let public = path.with_extension("pub");
-    for old in [path, &public] {
+fn path_of(kind: &str) -> PathBuf {
+    Path::new(FOLDER).join(format!("ssh_host_{kind}_key"))
+}
+
+fn find_program() -> Result<&'static Path, TaskError> {
+    match PROGRAMS.iter().map(Path::new).find(|path| path.exists()) {
+        Some(program) => Ok(program),
+        None => refuse(ErrorCode::NotFound, "the image has SSH host keys but no ssh-keygen to make others"),
+    }
+}
+
+fn remove(path: &Path) -> Result<(), TaskError> {
+    for old in [path, &path.with_extension("pub")] {
         match std::fs::remove_file(old) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).doing(format_args!("remove {}", old.display()));
@@ -46,9 +69,7 @@ fn renew(reaper: &Reaper, program: &Path, kind: &str, path: &Path) -> Result<(),
             _ => {}
         }
     }
-    let file = path.to_string_lossy();
-    let args = ["-q", "-t", kind, "-N", "", "-C", "", "-f", file.as_ref()];
-    hooks::run(reaper, program, &args, &[], KEY_TAKES)
+    Ok(())
 }
 
 /// SIGHUP makes it read its keys. It waits for the server until that goes on, and is taken before anything else is done.
