@@ -33,8 +33,8 @@ def guest(cli: Cli) -> Iterator[Guest]:
 
 def counted(guest: Guest) -> bool:
     """Whether the entrypoint goes on."""
-    first = guest.sh("cat /count")
-    return any(guest.sh("cat /count") > first for _ in range(50))
+    first = int(guest.sh("cat /count"))
+    return any(int(guest.sh("cat /count")) > first for _ in range(50))
 
 
 def test_held_and_made_another(guest: Guest) -> None:
