@@ -15,7 +15,7 @@ from tests.support.cli import BUILD_TIMEOUT_S, COMMAND_TIMEOUT_S, Cli
 from tests.support.clones import Guest
 from tests.vm.conftest import BASE, CACHE, SharedState
 
-COUNT = "i=0; while :; do i=$((i+1)); echo $i >/count; sleep 0.02; done"
+COUNT = "i=0; while :; do i=$((i+1)); echo $i >/next; mv /next /count; sleep 0.02; done"
 OTHER = "z" * 20
 IDENTITY = "cat /etc/machine-id /proc/sys/kernel/random/boot_id"
 # It looks twice at what the entrypoint writes all the time.
