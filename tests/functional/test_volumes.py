@@ -88,6 +88,34 @@ def test_a_crash_frees_a_volume(fake: Fake) -> None:
     cli.ok("rm", "-f", "first", "next")
 
 
+def test_fsck_names_damaged_volumes_and_changes_nothing(fake: Fake) -> None:
+    cli = fake.cli
+    for name in ("whole", "cut", "blank", "faulty", "nameless", "other"):
+        cli.ok("volume", "create", name, "--size", "64m")
+    folder = cli.state / "volumes"
+    (folder / ".stage-left").mkdir()
+    assert cli.ok("fsck") == ""
+    os.truncate(folder / "cut/disk.ext4", 32 << 20)
+    for name, offset, words in (("blank", 0, bytes(4096)), ("faulty", 1024 + 0x3A, b"\x03\0")):
+        with open(folder / name / "disk.ext4", "r+b") as disk:
+            disk.seek(offset)
+            disk.write(words)
+    (folder / "nameless/volume.json").write_text("{")
+    (folder / "other/volume.json").write_bytes((folder / "whole/volume.json").read_bytes())
+    result = cli.run("fsck", "--repair")
+    assert result.status == 1, result.describe()
+    assert [line.partition(": ")[0] for line in result.stdout.splitlines()] == [
+        f"volume {name}" for name in ("blank", "cut", "faulty", "nameless", "other")
+    ]
+    for words in ("no ext4", "record says 67108864", "found errors", "cannot be read", "that of `whole`"):
+        assert words in result.stdout, result.describe()
+    assert not (folder / ".stage-left").exists()
+    assert (folder / "cut/disk.ext4").stat().st_size == 32 << 20
+    (folder / ".stage-left").mkdir()
+    cli.ok("gc")
+    assert not (folder / ".stage-left").exists()
+
+
 def test_disks_grow_while_nobody_has_them(fake: Fake) -> None:
     cli = fake.cli
     assert fake.run("-d", "--name", "grown", "--disk-size", "64m", "-v", "data:/data").status == 0

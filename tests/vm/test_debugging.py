@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.cli import BUILD_TIMEOUT_S, PROGRAM, Cli
 from tests.support.ledger import Watch, find_processes, settle, take_snapshot
+from tests.support.ssh_agent import ADD_IDENTITY, ASK, REQUEST_IDENTITIES, serve_agent
 from tests.support.terminal import Terminal
 from tests.vm.conftest import BASE
 
@@ -142,6 +143,29 @@ def test_a_build_stops_before_a_line_though_all_is_cached(cli: Cli, context: Pat
     show = ["--", "sh", "-c", "cat /w/one /w/two"]
     result = cli.run("run", "--rm", "--name", "debug2", "--network", "none", "--from", "tests/debugging:1", *show)
     assert result.stdout.split() == ["first", "Dockerfile", "one", "two"], result.describe()
+
+
+def test_a_lent_agent_answers_in_the_shell(cli: Cli, context: Path, tmp_path: Path) -> None:
+    """All the mounts and flags of the step are the shell's: an agent's socket, a file system of memory, no network."""
+    flags = "--mount=type=ssh,required --mount=type=tmpfs,target=/scratch,size=1m --network=none"
+    (context / "Dockerfile").write_text(f"FROM {BASE}\nRUN {flags} false\n")
+    with (
+        serve_agent(tmp_path / "agent") as path,
+        open_build(cli, context, "--on-failure", "shell", "--ssh", f"default={path}") as terminal,
+    ):
+        terminal.expect("thrown away")
+        perl = f"perl -e '{' '.join(ASK.split())}'"
+        for _ in range(2):
+            assert ask(terminal, f"{perl} {REQUEST_IDENTITIES}") == "asked 11, got 12"
+        # Adding a key is refused before the agent hears of it.
+        assert ask(terminal, f"{perl} {ADD_IDENTITY}") == "asked 17, got 5"
+        assert ask(terminal, "ls /sys/class/net; stat -f -c %T /scratch").split() == ["lo", "tmpfs"]
+        replace(context / "Dockerfile", "false", f"{perl} 11 | tee /asked")
+        terminal.type("retry\n")
+        assert terminal.wait(timeout_s=BUILD_TIMEOUT_S) == 0, terminal.shown
+    show = ["--", "sh", "-c", "cat /asked; ls -d /scratch /run/buildkit"]
+    result = cli.run("run", "--rm", "--name", "debug3", "--network", "none", "--from", "tests/debugging:1", *show)
+    assert result.stdout == "asked 11, got 12\n", result.describe()
 
 
 def test_an_image_without_a_shell_and_a_copy_that_fails(cli: Cli, context: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import os
 import signal
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 from tests.support.cli import BUILD_TIMEOUT_S, Cli, Result
 from tests.support.ledger import Watch
 from tests.support.sparse import find_files_with
+from tests.support.ssh_agent import ASK, serve_agent
 from tests.vm.conftest import BASE
 
 CANARY = "canary-51d7-of-the-mounts"
@@ -202,46 +202,15 @@ def test_copies_with_flags(cli: Cli, context: Path) -> None:
     assert "CACHED" in built(cli, context, "RUN echo another base\nCOPY --link a/three.txt /srv/\n")
 
 
-AGENT = """\
-RUN --mount=type=ssh,required <<ASK
-#!/usr/bin/perl
-use IO::Socket::UNIX;
-for my $type (11, 17) {
-    my $agent = IO::Socket::UNIX->new(Peer => $ENV{SSH_AUTH_SOCK}) or die "no agent: $!";
-    print $agent pack("NC", 1, $type);
-    $agent->flush;
-    sysread($agent, my $head, 5) == 5 or die "no answer";
-    printf "asked %d, got %d\\n", $type, (unpack("NC", $head))[1];
-}
-ASK
+AGENT = f"""\
+RUN --mount=type=ssh,required perl -e '{" ".join(ASK.split())}' 11 17
 RUN test ! -e /run/buildkit
 """
 
 
 def test_an_agent_is_lent_to_the_step_alone(cli: Cli, context: Path, tmp_path: Path) -> None:
-    path = tmp_path / "agent"
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(path))
-    listener.listen()
-
-    def serve() -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            with client:
-                while client.recv(4096):
-                    client.sendall(b"\x00\x00\x00\x05\x0c\x00\x00\x00\x00")
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
+    with serve_agent(tmp_path / "agent") as path:
         output = built(cli, context, AGENT, "--ssh", f"default={path}")
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join()
     # Listing keys passes; adding one is refused before the agent hears of it.
     assert "asked 11, got 12" in output and "asked 17, got 5" in output
     refused = build(cli, context, AGENT.replace("asked", "again"))

@@ -6,15 +6,19 @@ from firebuild.engine.core import Engine
 from firebuild.engine.space import open_collection, plan_garbage, spare_room
 from firebuild.engine.views import sync_views
 from firebuild.errors import DiskFullError
+from firebuild.machine.claims import hold_volumes
 from firebuild.store.collect import Garbage, collect
 from firebuild.store.facts import FactStore
-from firebuild.store.fsck import check_store
+from firebuild.store.fsck import check_store, check_volumes
 from firebuild.store.leases import LeaseStore
+from firebuild.store.volumes import VolumeStore
 
 
 def check(engine: Engine, *, repair: bool) -> list[str]:
-    """Verify blobs, images, disks and the database; a sentence for each problem."""
+    """Verify blobs, images, disks, volumes and the database; a sentence for each problem."""
     report = check_store(engine.blobs, engine.disks, repair=repair)
+    with hold_volumes(engine.layout):
+        check_volumes(VolumeStore(engine.layout.volumes), report, repair=repair)
     if repair:
         sync_views(engine)
     problems = [
@@ -31,6 +35,8 @@ def free_space(engine: Engine, *, drop_cache: bool, dry_run: bool) -> Garbage:
     with spare_room(engine):
         try:
             engine.repair()
+            with hold_volumes(engine.layout):
+                VolumeStore(engine.layout.volumes).sweep()
             repaired = True
         except DiskFullError:
             repaired = False  # what it has to write waits until there is room

@@ -12,8 +12,9 @@ from firebuild.names import Digest
 from firebuild.store.blobs import BlobStore
 from firebuild.store.disks import DiskStore
 from firebuild.store.images import ImageStore, parse_manifest
+from firebuild.store.volumes import VolumeStore
 
-Kind = Literal["index", "image", "blob", "disk"]
+Kind = Literal["index", "image", "blob", "disk", "volume"]
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -31,6 +32,7 @@ class FsckReport(msgspec.Struct):
     images: int = 0
     blobs: int = 0
     disks: int = 0
+    volumes: int = 0
     bytes_read: int = 0
     swept: int = 0
     problems: list[Problem] = []
@@ -63,6 +65,16 @@ def check_store(
             report.swept += len(disks.sweep())
         _check_disks(disks, report, repair, progress)
     return report
+
+
+def check_volumes(volumes: VolumeStore, report: FsckReport, *, repair: bool = True) -> None:
+    """Look at every volume's record and at the head of its disk; with `repair` sweep what interrupted work left. Nothing of a
+    volume is changed: its bytes are the user's. The caller holds the volumes' lock."""
+    if repair:
+        report.swept += volumes.sweep()
+    for name in volumes.list_names():
+        report.volumes += 1
+        report.problems += [Problem("volume", name, message) for message in volumes.find_faults(name)]
 
 
 def _check_blobs(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import struct
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,9 @@ from firebuild.store.disks import make_blank
 DEFAULT_BYTES = 8 << 30
 MIN_BYTES = 8 << 20
 _STAGE = ".stage-"
+# linux/fs/ext4/ext4.h, struct ext4_super_block: s_magic at 0x38, s_state at 0x3a, in which 2 says that errors were detected.
+_SUPERBLOCK, _SUPERBLOCK_HEAD = 1024, 64
+_MAGIC_AT, _MAGIC, _STATE_ERRORS = 0x38, 0xEF53, 2
 
 
 class Volume(msgspec.Struct, frozen=True):
@@ -93,13 +97,42 @@ class VolumeStore:
             raise NotFoundError(f"there is no volume `{name}`", hint="list them with `firebuild volume ls`")
         return volume
 
-    def list_all(self) -> list[Volume]:
-        """All volumes by name."""
+    def list_names(self) -> list[str]:
+        """The names of all volumes, damaged ones included, sorted."""
         try:
-            names = sorted(name for name in os.listdir(self.root) if not name.startswith("."))
+            return sorted(name for name in os.listdir(self.root) if not name.startswith("."))
         except FileNotFoundError:
             return []
-        return [volume for name in names if (volume := self.find(name)) is not None]
+
+    def list_all(self) -> list[Volume]:
+        """All volumes by name."""
+        return [volume for name in self.list_names() if (volume := self.find(name)) is not None]
+
+    def find_faults(self, name: str) -> list[str]:
+        """What is wrong with a volume, a sentence each. Of what guests wrote only the superblock's own words are looked at."""
+        folder = self.root / name
+        try:
+            volume = msgspec.json.decode((folder / "volume.json").read_bytes(), type=Volume)
+        except (OSError, msgspec.MsgspecError) as error:
+            return [f"its record cannot be read: {error}"]
+        faults = [] if volume.name == name else [f"its record is that of `{volume.name}`"]
+        try:
+            with open(folder / "disk.ext4", "rb") as disk:
+                size = os.fstat(disk.fileno()).st_size
+                disk.seek(_SUPERBLOCK)
+                head = disk.read(_SUPERBLOCK_HEAD)
+        except OSError as error:
+            return [*faults, f"its disk cannot be read: {error.strerror}"]
+        if size != volume.size_bytes:
+            faults.append(f"its disk has {size} bytes, its record says {volume.size_bytes}")
+        magic, state = struct.unpack_from("<HH", head.ljust(_SUPERBLOCK_HEAD, b"\0"), _MAGIC_AT)
+        if magic != _MAGIC:
+            faults.append("its disk holds no ext4 file system")
+        elif state & _STATE_ERRORS:
+            faults.append(
+                "the guest that had it has found errors in its file system: copy out what is in it, or run e2fsck"
+            )
+        return faults
 
     def resize(self, name: str, size_bytes: int) -> Volume:
         """Note the size that the volume's disk has now."""
@@ -119,9 +152,9 @@ class VolumeStore:
             raise map_os_error(error, f"removing the volume `{name}`") from error
         remove_tree(doomed)
 
-    def sweep(self) -> None:
-        """Remove what interrupted work left."""
-        if self.root.is_dir():
-            for name in os.listdir(self.root):
-                if name.startswith(_STAGE):
-                    remove_tree(self.root / name)
+    def sweep(self) -> int:
+        """Remove what interrupted work left; how many there were."""
+        left = [name for name in os.listdir(self.root) if name.startswith(_STAGE)] if self.root.is_dir() else []
+        for name in left:
+            remove_tree(self.root / name)
+        return len(left)

@@ -11,7 +11,7 @@ from firebuild.engine.core import Engine
 @click.command()
 @click.option("--repair", is_flag=True, help="Set damaged blobs aside and remove damaged disks.")
 def fsck(repair: bool) -> int:
-    """Verify every stored image, disk and record. Exit status 1 if something is damaged."""
+    """Verify every stored image, disk, volume and record. Exit status 1 if something is damaged."""
     from firebuild.engine.store import check
 
     with Engine() as engine:
