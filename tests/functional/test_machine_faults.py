@@ -178,6 +178,10 @@ def test_a_full_and_a_read_only_state(ledger: None, private_folders: Watch, tmp_
             os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize)
         refused = fake.run("-d", "--name", "third")
         assert refused.status == 125 and "space" in refused.stderr, refused.describe()
+        done = cli.run("exec", "second", "--", "anything")
+        assert (done.status, done.stdout) == (3, "fake output\n"), done.describe()
+        assert fake.state("second") == "running" and cli.ok("ls", "-q").count("\n") == 2
+        assert cli.ok("logs", "second") == "hello\n"
         cli.ok("stop", "first")
         assert fake.state("first") in ("stopped", "lost")
         cli.ok("rm", "first")

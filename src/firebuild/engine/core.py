@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from firebuild.config.current import current_settings
 from firebuild.config.settings import Settings
+from firebuild.errors import DiskFullError
 from firebuild.host.deadline import Deadline
 from firebuild.host.locks import hold_lock
 from firebuild.layout import NAMES_FOLDER, Layout
@@ -35,13 +36,18 @@ _COLLECTION_S = 120.0
 
 
 class Engine:
-    """A context manager. Services are made on first use, so that `ls` opens the database and nothing else."""
+    """A context manager. Services are made on first use, so that `ls` opens the database and nothing else.
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    `reads_only`: it writes no record, so that it may have the last room of a full disk to open the database.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, reads_only: bool = False) -> None:
+        self._reads_only = reads_only
         self.settings = settings or current_settings().settings
         state, run = Path(self.settings.state).absolute(), Path(self.settings.run).absolute()
         self.layout = Layout(state, run)
         self._uses: list[list[Lease]] = []
+        self._gave_reserve = False
         if self.settings.storage_provider != "directory" or self.settings.storage_strings:
             self.layout = Layout(state, run, kernel_root=self.storage.kernel_folder)
 
@@ -54,6 +60,11 @@ class Engine:
         database = self.__dict__.pop("database", None)
         if database is not None:
             database.close()
+        if self._gave_reserve:
+            from firebuild.engine.space import keep_reserve
+
+            self._gave_reserve = False
+            keep_reserve(self)
 
     @cached_property
     def database(self) -> Database:
@@ -61,7 +72,15 @@ class Engine:
         from firebuild.store.database import Database
 
         self.layout.ensure()
-        return Database.open(self.layout.database)
+        try:
+            return Database.open(self.layout.database)
+        except DiskFullError:
+            # SQLite needs room even to read: what is kept for that is given up until this engine is closed.
+            if not self._reads_only or not self.layout.reserve.exists():
+                raise
+            self.layout.reserve.unlink(missing_ok=True)
+            self._gave_reserve = True
+            return Database.open(self.layout.database)
 
     @cached_property
     def blobs(self) -> BlobStore:

@@ -17,7 +17,8 @@ from firebuild.host.locks import hold_lock
 if TYPE_CHECKING:
     import sqlite3
 
-BUSY_TIMEOUT_MS = 30_000
+# SQLite lets those who wait try again by chance and not in turn: of two hundred writers one may wait long.
+BUSY_TIMEOUT_MS = 120_000
 _FULL_BYTES = 64 << 10
 
 # Migration N brings `PRAGMA user_version` from N-1 to N. A released migration is never changed.

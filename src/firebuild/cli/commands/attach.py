@@ -38,7 +38,7 @@ def attach_(machine: str | None, vmm_id: str | None, no_stdin: bool, sig_proxy: 
 
     name = machine_name(machine, vmm_id)
     keys = parse_detach_keys(detach_keys)
-    with Engine() as engine:
+    with Engine(reads_only=True) as engine:
         record = get_running(engine, name)
         spec = record.spec
         if spec.tty and spec.stdin and not no_stdin:

@@ -44,7 +44,7 @@ def exec_(
         )
     if tty and interactive:
         terminal.require_terminal()
-    with Engine() as engine:
+    with Engine(reads_only=True) as engine:
         record = get_running(engine, machine)
         vsock = engine.layout.machine(record.spec.id).vsock
     rows, cols = terminal.terminal_size()

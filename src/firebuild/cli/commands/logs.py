@@ -37,7 +37,7 @@ def logs(
         raise UsageError(f"`{tail}` is not a number of lines", hint="write a number, or all")
     last = None if tail == "all" else int(tail)
     start, end = _moment(since, ""), _moment(until, "~")
-    with Engine() as engine:
+    with Engine(reads_only=True) as engine:
         record = engine.machines.records.get(machine_name(machine, vmm_id))
         paths = engine.layout.machine(record.spec.id)
     if console and vmm:

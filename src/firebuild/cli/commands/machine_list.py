@@ -38,7 +38,7 @@ def ls(
     if format_name not in ("table", "json") and not is_template(format_name):
         raise UsageError(f"`{format_name}` is not an output format", hint="choose table, json or a template: {{.Key}}")
     wanted = parse_filters(filters, FILTER_KEYS)
-    with Engine() as engine:
+    with Engine(reads_only=True) as engine:
         records = list_machines(engine, wanted, show_all=show_all, last=1 if latest else last)
     if quiet:
         for record in records:
@@ -110,7 +110,7 @@ def inspect(machines: tuple[str, ...], vmm_ids: tuple[str, ...], format_name: st
     if format_name != "json" and not is_template(format_name):
         raise UsageError(f"`{format_name}` is not an output format", hint="choose json or a template: {{.Key}}")
     status = 0
-    with Engine() as engine:
+    with Engine(reads_only=True) as engine:
         for name in machine_names(machines, vmm_ids):
             try:
                 document = describe_machine(engine, name)

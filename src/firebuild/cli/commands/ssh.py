@@ -27,7 +27,7 @@ def ssh(user: str | None, identities: tuple[Path, ...], tty: bool, machine: str,
     from firebuild.host.process import become
 
     words = command[1:] if command[:1] == ("--",) else command
-    with Engine() as engine:
+    with Engine(reads_only=True) as engine:
         argv = plan_ssh(
             engine, machine, user=user, identities=identities, options=["-t"] if tty else [], command=words
         )  # fmt: skip

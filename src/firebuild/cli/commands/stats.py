@@ -36,7 +36,7 @@ def stats(machines: tuple[str, ...], vmm_ids: tuple[str, ...], no_stream: bool, 
     if format_name not in ("table", "json") and not is_template(format_name):
         raise UsageError(f"`{format_name}` is not an output format", hint="choose table, json or a template: {{.Key}}")
     names = [*machines, *vmm_ids]
-    with Engine() as engine:
+    with Engine(reads_only=True) as engine:
         records = select_machines(engine, names)
         before = {sample.record.spec.id: sample for sample in take_samples(engine, records)}
         while True:

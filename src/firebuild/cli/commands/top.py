@@ -31,7 +31,7 @@ def top(machine: str | None, vmm_id: str | None, format_name: str) -> None:
         check_template(format_name, _FIELDS)
     elif format_name not in ("table", "json"):
         raise UsageError(f"`{format_name}` is not an output format", hint="choose table, json or a template: {{.Key}}")
-    with Engine() as engine:
+    with Engine(reads_only=True) as engine:
         found = list_processes(engine, machine_name(machine, vmm_id))
     rows = [_row(process) for process in found.processes]
     if format_name == "table":
