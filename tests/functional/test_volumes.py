@@ -107,8 +107,8 @@ def test_fsck_names_damaged_volumes_and_changes_nothing(fake: Fake) -> None:
     assert [line.partition(": ")[0] for line in result.stdout.splitlines()] == [
         f"volume {name}" for name in ("blank", "cut", "faulty", "nameless", "other")
     ]
-    for words in ("no ext4", "record says 67108864", "found errors", "cannot be read", "that of `whole`"):
-        assert words in result.stdout, result.describe()
+    for fault in ("no ext4", "record says 67108864", "found errors", "cannot be read", "that of `whole`"):
+        assert fault in result.stdout, result.describe()
     assert not (folder / ".stage-left").exists()
     assert (folder / "cut/disk.ext4").stat().st_size == 32 << 20
     (folder / ".stage-left").mkdir()
