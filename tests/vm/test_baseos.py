@@ -154,7 +154,13 @@ def test_an_entrypoint_is_a_service_of_the_init(cli: Cli, baseos: str, mirror: d
     assert cli.ok("logs", "service1").count("asked to stop") == 2
 
 
-def test_an_image_without_an_init(cli: Cli) -> None:
+def test_an_image_without_an_init(cli: Cli, context: Path) -> None:
     refused = cli.refused("run", "-d", "--name", "noinit1", "--init", "system", "--from", "debian:bookworm-slim")
     assert "/sbin/init" in refused.stderr
     assert "noinit1" not in cli.ok("ls", "-a")
+    # Nor is it called a system when it becomes a base operating system.
+    (context / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    stored = cli.run("baseos", "--tag", "tests/noinit:1", context, timeout_s=BUILD_TIMEOUT_S)
+    assert stored.status == 0 and "brings no init" in stored.stderr, stored.describe()
+    (shown,) = cli.json("image", "inspect", "baseos.internal/tests/noinit:1")
+    assert "org.firebuild.init" not in (shown["Config"].get("Labels") or {})

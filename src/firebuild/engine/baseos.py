@@ -14,15 +14,17 @@ from firebuild.dockerfile.stages import SCRATCH, parse_dockerfile
 from firebuild.engine.builds import RootfsRequest, make_build_services, open_build_request, plan_facts
 from firebuild.engine.core import Engine
 from firebuild.engine.happenings import noted_build
+from firebuild.engine.image_list import find_sources
 from firebuild.engine.machines import INIT_LABEL
 from firebuild.engine.space import require_room
 from firebuild.engine.views import sync_views
 from firebuild.errors import BuildError, UsageError
 from firebuild.events.progress import NullSink, ProgressSink, Reporter
+from firebuild.images.inits import has_init
 from firebuild.names import Reference, baseos_reference, parse_reference
 from firebuild.store.disks import Disk
 from firebuild.store.facts import FactStore
-from firebuild.store.images import TYPE_ANNOTATION
+from firebuild.store.images import TYPE_ANNOTATION, ImageConfig
 
 
 class BaseosRequest(msgspec.Struct, frozen=True):
@@ -35,11 +37,13 @@ class BaseosRequest(msgspec.Struct, frozen=True):
 
 
 class Baseos(msgspec.Struct, frozen=True):
-    """A base operating system that was built. `stands_for`: the name that FROM and `run` now take it for."""
+    """A base operating system that was built. `stands_for`: the name that FROM and `run` now take it for. `own_init`: whether
+    it brings one; without, machines of it start in direct mode."""
 
     result: BuildResult
     reference: Reference
     stands_for: Reference
+    own_init: bool
 
 
 def build_baseos(
@@ -60,13 +64,22 @@ def build_baseos(
             result = build_image(wanted, make_build_services(engine, wish, wanted.contexts), reporter)
             results.append(result)
         _check_size(result.disk, request.filesystem_mib)
+        config, own_init = result.image.config, has_init(find_sources(engine, result.image))
+        if not own_init and INIT_LABEL not in request.build.labels:
+            # It could not start as what it would be called.
+            config = _without_label(config)
         image = engine.images.commit_image(
-            result.image.config, result.image.layers, [reference], annotations={TYPE_ANNOTATION: "baseos"}
+            config, result.image.layers, [reference], annotations={TYPE_ANNOTATION: "baseos"}
         )
         facts = plan_facts(engine, wish, wanted, result, kind="baseos")
         FactStore(engine.database).save(image.manifest_digest, facts)
         sync_views(engine, [reference.full])
-        return Baseos(msgspec.structs.replace(result, image=image), reference, stands_for)
+        return Baseos(msgspec.structs.replace(result, image=image), reference, stands_for, own_init)
+
+
+def _without_label(config: ImageConfig) -> ImageConfig:
+    labels = {name: value for name, value in config.config.labels.items() if name != INIT_LABEL}
+    return msgspec.structs.replace(config, config=msgspec.structs.replace(config.config, labels=labels))
 
 
 def _find_name(wanted: BuildRequest) -> Reference:

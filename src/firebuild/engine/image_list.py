@@ -233,7 +233,7 @@ def compare_images(
     """What is added, changed and removed from one image to another. Layers are read as data; those that both have at the
     bottom are only listed. Raises NotFoundError, ImageError."""
     old, new = engine.images.get_named(old_name), engine.images.get_named(new_name)
-    one, other = _sources(engine, old), _sources(engine, new)
+    one, other = find_sources(engine, old), find_sources(engine, new)
     shared = 0
     while shared < min(len(one), len(other)) and one[shared].diff_id == other[shared].diff_id:
         shared += 1
@@ -245,7 +245,8 @@ def compare_images(
     return ImageDiff(compare_trees(before, after), compare_packages(before, after), _compare_config(old, new))
 
 
-def _sources(engine: Engine, image: Image) -> list[LayerSource]:
+def find_sources(engine: Engine, image: Image) -> list[LayerSource]:
+    """An image's layers, lowest first, as what reads their trees takes them."""
     return [
         LayerSource(engine.blobs.path(layer.digest), layer.media_type, diff_id)
         for layer, diff_id in zip(image.layers, image.config.rootfs.diff_ids, strict=True)

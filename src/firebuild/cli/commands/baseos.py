@@ -79,4 +79,6 @@ def baseos(**options: Any) -> None:
         options["iidfile"].write_text(image.id)
     if not options["quiet"]:
         note(f"stored the base operating system {built.reference}: FROM and run now take it for {built.stands_for}")
+        if not built.own_init:
+            note("note: it brings no init (/sbin/init): machines of it start with firebuild's own")
     click.echo(image.id)
