@@ -21,6 +21,7 @@ from firebuild.engine.raw_disks import plan_raw_disks
 from firebuild.engine.space import require_room
 from firebuild.engine.volumes import ensure, plan_drives
 from firebuild.errors import ConflictError, FirebuildError, MachineError, NameTakenError, UsageError
+from firebuild.host.deadline import Deadline
 from firebuild.host.files import copy_sparse
 from firebuild.host.identity import find_identity
 from firebuild.images.skopeo import Access
@@ -50,6 +51,7 @@ from firebuild.store.images import Image
 
 DEFAULT_UPPER_BYTES = 8 << 30
 NETWORKS_MAX = 8
+_COLLECTION_S = 300.0
 # Below that a resolver gives up before its answer has come.
 NET_RATE_MIN = 4 << 10
 INIT_LABEL = "org.firebuild.init"
@@ -361,6 +363,7 @@ def purge(engine: Engine) -> tuple[list[str], list[str], list[FirebuildError]]:
     It waits for machines whose owner has died and whose supervisor is cleaning up.
     """
     from firebuild.machine.orphans import finish_orphans
+    from firebuild.network.garbage import collect_garbage
 
     repaired, failures = finish_orphans(engine.machines)
     repaired += engine.repair()
@@ -374,6 +377,7 @@ def purge(engine: Engine) -> tuple[list[str], list[str], list[FirebuildError]]:
             removed.append(record.spec.name)
         except FirebuildError as error:
             failures.append(error)
+    failures += collect_garbage(engine.networks, Deadline(_COLLECTION_S, "collecting what networks hold"))
     return removed, repaired, failures
 
 

@@ -133,6 +133,25 @@ def delete_plugin(
         raise _bad(invocation, plugin["type"], "DEL", f"it exited with status 0 but printed an error: {_shown(output)}")
 
 
+def collect_plugin(
+    bin_dirs: tuple[Path, ...],
+    network: str,
+    cni_version: str,
+    plugin: Mapping[str, Any],
+    valid: Sequence[tuple[str, str]],
+    deadline: Deadline,
+) -> None:
+    """GC by one plugin: it clears away what belongs to none of these (container id, interface). Raises CniError,
+    MissingProgramError, DeadlineError."""
+    # No container is meant; this is what its processes are known by.
+    invocation = Invocation(network, cni_version, f"gc-{network}", "", bin_dirs, RuntimeArguments(), interface="")
+    named = [{"containerID": container, "ifname": interface} for container, interface in valid]
+    output = _run(invocation, "GC", {**plugin, "cni.dev/valid-attachments": named}, None, deadline)
+    answer = _parse_object(output)
+    if answer is not None and _is_error(answer):
+        raise _bad(invocation, plugin["type"], "GC", f"it exited with status 0 but printed an error: {_shown(output)}")
+
+
 def _run(
     invocation: Invocation, command: str, plugin: Mapping[str, Any], previous: Result | None, deadline: Deadline
 ) -> bytes:

@@ -14,6 +14,8 @@ from firebuild.layout import find_bundled
 
 TAP_PLUGIN = "tc-redirect-tap"
 CONFIG_SIZE_MAX = 1 << 20
+# Of a file with a single plugin's configuration.
+_NOT_THE_PLUGINS = ("name", "cniVersion", "firebuild", "disableGC")
 _VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 # The specification's own pattern for names; it also makes a name safe as a file name.
 NAME_PATTERN = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
@@ -53,6 +55,7 @@ class Network(msgspec.Struct, frozen=True):
     """A usable network configuration. `plugins`: the plugin objects as written, without a trailing `tc-redirect-tap`.
 
     `wants_tap` tells that such an entry was there (the tap is made in any case, by firebuild). `bundled`: firebuild's own.
+    `disable_gc`: others attach to it too.
     """
 
     name: str
@@ -62,6 +65,12 @@ class Network(msgspec.Struct, frozen=True):
     bundled: bool = False
     wants_tap: bool = False
     options: NetworkOptions = NetworkOptions()
+    disable_gc: bool = False
+
+    @property
+    def collects(self) -> bool:
+        """Whether its plugins know the command GC, and may be given it."""
+        return self.cni_version == "1.1.0" and not self.disable_gc
 
     @property
     def plugin_types(self) -> list[str]:
@@ -125,7 +134,7 @@ def parse_network(text: str | bytes, path: Path, *, bundled: bool = False) -> Ne
         if not isinstance(plugins, list):
             raise _invalid(path, "`plugins` is not a list")
     else:
-        plugins = [{key: value for key, value in document.items() if key not in ("name", "cniVersion", "firebuild")}]
+        plugins = [{key: value for key, value in document.items() if key not in _NOT_THE_PLUGINS}]
     for number, plugin in enumerate(plugins):
         _check_plugin(path, number, plugin)
     wants_tap = bool(plugins) and plugins[-1]["type"] == TAP_PLUGIN
@@ -139,7 +148,7 @@ def parse_network(text: str | bytes, path: Path, *, bundled: bool = False) -> Ne
         options = msgspec.convert(document.get("firebuild", {}), NetworkOptions)
     except msgspec.ValidationError as error:
         raise _invalid(path, f"`firebuild`: {error}") from None
-    return Network(name, version, path, plugins, bundled, wants_tap, options)
+    return Network(name, version, path, plugins, bundled, wants_tap, options, document.get("disableGC") is True)
 
 
 def _check_plugin(path: Path, number: int, plugin: object) -> None:
