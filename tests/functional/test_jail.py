@@ -171,6 +171,20 @@ def test_kill_nine_of_the_supervisor_and_of_the_command(jails: Jails) -> None:
     assert jails.claims() == []
 
 
+@needs_groups
+def test_a_jailed_machine_that_no_record_names_is_swept(jails: Jails) -> None:
+    """Its supervisor is dead and its database gone: the VMM is found by its control group."""
+    assert jails.jailed("-d", "--name", "one").status == 0
+    pid = jails.vmm_pid("one")
+    os.kill(int(_status(pid)["PPid"]), signal.SIGKILL)
+    for file in jails.cli.state.glob("firebuild.db*"):
+        file.unlink()
+    assert Path(f"/proc/{pid}").exists()
+    jails.cli.ok("purge")
+    assert not Path(f"/proc/{pid}").exists()
+    assert jails.claims() == []
+
+
 def test_a_chroot_base_on_a_file_system_without_programs_and_devices(jails: Jails) -> None:
     folder = jails.cli.run_folder / "base"
     folder.mkdir()

@@ -227,3 +227,11 @@ def release(progress: Progress, paths: MachineLayout) -> None:
         raise map_os_error(error, f"removing copies of disks in `{paths.state}`") from error
     # Also where it was killed before it could record which one it has.
     free_ids(IDS_FOLDER, paths.state)
+
+
+def release_forgotten(settings: VmmSettings, name: str, paths: MachineLayout) -> None:
+    """As release, of a machine that no record names: its jailed VMM, which does not end with its supervisor, is killed."""
+    hierarchies = find_hierarchies()
+    mounts = sorted(set(hierarchies.mounts.values())) if hierarchies is not None else []
+    remove_cgroup([os.path.join(mount, settings.cgroup_parent, name) for mount in mounts])
+    free_ids(IDS_FOLDER, paths.state)

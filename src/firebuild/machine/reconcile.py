@@ -97,15 +97,17 @@ def _sweep(services: MachineServices) -> list[str]:
 
 def _end_forgotten(services: MachineServices, name: str) -> None:
     """A database that was moved away may have known machines that run: their supervisors still listen."""
+    from firebuild.machine.isolation import release_forgotten
     from firebuild.machine.supervisor import open_supervisor
 
-    with open_supervisor(services.layout.machine(MachineId(name))) as link:
-        if link is None:
-            return
-        link.kill_vmm()
-        deadline = Deadline(_CLEANUP_S, f"ending the forgotten machine {name}")
-        while link.find_event(deadline) is not None:
-            continue
+    paths = services.layout.machine(MachineId(name))
+    with open_supervisor(paths) as link:
+        if link is not None:
+            link.kill_vmm()
+            deadline = Deadline(_CLEANUP_S, f"ending the forgotten machine {name}")
+            while link.find_event(deadline) is not None:
+                continue
+    release_forgotten(services.vmm, name, paths)
 
 
 def _repair_names(folder: Path | None) -> list[str]:
