@@ -14,6 +14,10 @@ const MAX_LINE: usize = 4096;
 #[derive(Debug, PartialEq, Eq)]
 pub enum Op {
     Kill,
+    /// It cleans up when the VMM has ended, as long as it is connected.
+    Clean,
+    /// It has cleaned up.
+    Cleaned,
     Status,
     Unknown,
 }
@@ -24,6 +28,8 @@ pub struct Client {
     input: Vec<u8>,
     output: Vec<u8>,
     input_closed: bool,
+    /// Whether it cleans up when the VMM has ended.
+    pub cleans: bool,
     /// Set when it is to be dropped after the present round.
     pub closed: bool,
 }
@@ -32,7 +38,14 @@ impl Client {
     /// Takes a new connection; `history` is sent to it first.
     pub fn new(stream: UnixStream, history: &str) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, input: Vec::new(), output: history.as_bytes().to_vec(), input_closed: false, closed: false })
+        Ok(Self {
+            stream,
+            input: Vec::new(),
+            output: history.as_bytes().to_vec(),
+            input_closed: false,
+            cleans: false,
+            closed: false,
+        })
     }
 
     pub fn stream(&self) -> &UnixStream {
@@ -93,6 +106,8 @@ fn parse_op(line: &[u8]) -> Op {
     };
     match value.get("op").and_then(Value::as_str) {
         Some("kill") => Op::Kill,
+        Some("clean") => Op::Clean,
+        Some("cleaned") => Op::Cleaned,
         Some("status") => Op::Status,
         _ => Op::Unknown,
     }

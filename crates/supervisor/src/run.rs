@@ -31,9 +31,21 @@ const CONSOLE_ROUND_BYTES: usize = 256 * 1024;
 /// Where the supervisor is in its life.
 enum Phase {
     Running,
-    Draining { until: Instant },
-    Cleaning { process: Process, until: Instant, killed: bool },
-    Farewell { until: Instant },
+    Draining {
+        until: Instant,
+    },
+    /// A client cleans up. If it goes before it has, the clean-up command is started after all.
+    Entrusted {
+        until: Instant,
+    },
+    Cleaning {
+        process: Process,
+        until: Instant,
+        killed: bool,
+    },
+    Farewell {
+        until: Instant,
+    },
     Done,
 }
 
@@ -183,7 +195,7 @@ impl Supervisor {
     fn next_deadline(&self) -> Option<Instant> {
         let phase = match &self.phase {
             Phase::Running => self.boot_deadline,
-            Phase::Draining { until } | Phase::Farewell { until } => Some(*until),
+            Phase::Draining { until } | Phase::Entrusted { until } | Phase::Farewell { until } => Some(*until),
             Phase::Cleaning { until, .. } => Some(*until),
             Phase::Done => None,
         };
@@ -219,6 +231,10 @@ impl Supervisor {
         while let Some(signal) = sys::next_signal(&self.signals) {
             if signal == libc::SIGTERM || signal == libc::SIGINT {
                 self.kill(Reason::Killed);
+                if matches!(self.phase, Phase::Entrusted { .. }) {
+                    // Whoever is at the clean-up wants us gone.
+                    self.say_farewell();
+                }
             }
         }
         while let Some((pid, ending)) = reap() {
@@ -387,6 +403,19 @@ impl Supervisor {
                     self.kill(Reason::Killed);
                     continue;
                 }
+                Op::Clean => {
+                    if let Some(client) = self.clients.get_mut(index) {
+                        client.cleans = true;
+                    }
+                    continue;
+                }
+                Op::Cleaned => {
+                    let promised = self.clients.get(index).is_some_and(|client| client.cleans);
+                    if promised && matches!(self.phase, Phase::Entrusted { .. }) {
+                        self.say_farewell();
+                    }
+                    continue;
+                }
                 Op::Status => self.status(),
                 Op::Unknown => json!({"event": "error", "message": "unknown request"}),
             };
@@ -458,7 +487,7 @@ impl Supervisor {
                 process.kill_group();
                 record::note_cleanup(&self.config, "the clean-up took too long and was killed");
             } else if *until <= now {
-                self.phase = Phase::Farewell { until: now + FAREWELL_TIME };
+                self.say_farewell();
             }
         }
     }
@@ -475,6 +504,9 @@ impl Supervisor {
             Phase::Draining { until } if until <= now || (self.console.is_none() && self.pushes.is_empty()) => {
                 self.finish();
             }
+            Phase::Entrusted { until } if until <= now || !self.clients.iter().any(|client| client.cleans) => {
+                self.start_cleanup();
+            }
             Phase::Farewell { until } => {
                 let unread = self.clients.iter().any(Client::wants_write);
                 if until <= now || !unread {
@@ -486,7 +518,7 @@ impl Supervisor {
         }
     }
 
-    /// Everything has been read: make it durable, tell the clients, start the clean-up.
+    /// Everything has been read: make it durable, tell the clients, see to the clean-up.
     fn finish(&mut self) {
         self.console = None;
         self.pushes.clear();
@@ -510,18 +542,33 @@ impl Supervisor {
         let value = json!({"event": "vmm-exit", "status": ending.status, "signal": ending.signal});
         self.emit(Kind::VmmExit, &value);
         self.drop_dead_connections();
-        // An owner that is still there cleans up itself.
-        let cleanup = if self.owner.is_some() { Ok(None) } else { record::start_cleanup(&self.config) };
-        self.phase = match cleanup {
-            Ok(Some(process)) => Phase::Cleaning { process, until: Instant::now() + CLEANUP_TIME, killed: false },
-            Ok(None) | Err(_) => Phase::Farewell { until: Instant::now() + FAREWELL_TIME },
-        };
+        if self.owner.is_some() {
+            // An owner that is still there cleans up itself.
+            self.say_farewell();
+        } else if self.clients.iter().any(|client| client.cleans) {
+            self.phase = Phase::Entrusted { until: Instant::now() + CLEANUP_TIME };
+        } else {
+            self.start_cleanup();
+        }
+    }
+
+    fn start_cleanup(&mut self) {
+        match record::start_cleanup(&self.config) {
+            Ok(Some(process)) => {
+                self.phase = Phase::Cleaning { process, until: Instant::now() + CLEANUP_TIME, killed: false };
+            }
+            Ok(None) | Err(_) => self.say_farewell(),
+        }
+    }
+
+    fn say_farewell(&mut self) {
+        self.phase = Phase::Farewell { until: Instant::now() + FAREWELL_TIME };
     }
 
     fn end_cleanup(&mut self, ending: Ending, killed: bool) {
         if ending.status != Some(0) && !killed {
             record::note_cleanup(&self.config, &format!("the clean-up failed: {ending:?}"));
         }
-        self.phase = Phase::Farewell { until: Instant::now() + FAREWELL_TIME };
+        self.say_farewell();
     }
 }

@@ -571,3 +571,29 @@ fn a_released_machine_outlives_its_owner() {
     assert_eq!(record["reason"], "killed");
     assert!(machine.at("cleaned").exists(), "on_exit did not run");
 }
+
+#[test]
+fn a_client_that_promised_to_clean_up_is_waited_for_and_replaced_if_it_goes() {
+    for (name, keeps) in [("kept", true), ("broken", false)] {
+        let mut machine = Machine::start(name, WAITING, |_| {});
+        machine.launch();
+        let (mut bystander, mut client) = (machine.control(), machine.control());
+        client.say(&json!({"op": "clean"}));
+        client.say(&json!({"op": "status"}));
+        client.wait_for("status");
+        std::fs::write(machine.at("stop"), "").expect("stop");
+        client.wait_for("vmm-exit");
+        bystander.wait_for("vmm-exit");
+        // It is still there for the client: it answers.
+        client.say(&json!({"op": "status"}));
+        assert_eq!(client.wait_for("status")["vmm_pid"], Value::Null);
+        assert!(!machine.at("cleaned").exists(), "on_exit ran although a client had promised to clean up");
+        if keeps {
+            client.say(&json!({"op": "cleaned"}));
+        }
+        drop(client);
+        assert_eq!(bystander.next(), None);
+        assert_eq!(machine.finish()["reason"], "exit");
+        assert_eq!(machine.at("cleaned").exists(), !keeps, "{name}");
+    }
+}

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -500,11 +500,12 @@ def _ending(
         return State.LOST, None, reason or "the supervisor was lost"
     guest_exit = exit_record.get("guest_exit")
     code = guest_exit.get("code") if isinstance(guest_exit, dict) else None
-    why = reason or str(exit_record.get("reason", "exit"))
+    # Not the caller's: whoever is first at the clean-up finds the same.
+    why = str(exit_record.get("reason", "exit"))
     if isinstance(code, int):
         killed = find_killed(console) if code == _KILLED_CODE and why == "exit" else None
         return State.STOPPED, code, why if killed is None else f"out of memory: {killed} was killed"
-    if why in ("killed", "stopped by the user"):
+    if why == "killed":
         return State.STOPPED, _KILLED_CODE, why
     if why == "exit" and starved:
         why = "out of memory: the VMM wanted more than --vmm-memory-max"
@@ -539,6 +540,8 @@ def stop_machine(services: MachineServices, record: MachineRecord, *, timeout_s:
         _settle_lost(services, spec.id)
         return
     with open_supervisor(paths) as link:
+        if link is not None:
+            link.promise_cleanup(supervisor)
         forced = timeout_s <= 0
         if not forced:
             try:
@@ -548,15 +551,31 @@ def stop_machine(services: MachineServices, record: MachineRecord, *, timeout_s:
                 )
                 # The guest gets its own timeout to end the entrypoint, and as long again to sync and power off; an init
                 # of its own has services to end.
-                forced = not wait_gone(supervisor, timeout_s * 2 + (_INIT_STOP_S if spec.init == "system" else 10))
+                time_s = timeout_s * 2 + (_INIT_STOP_S if spec.init == "system" else 10)
+                forced = not _await_end(link, supervisor, time_s)
             except (GuestError, DeadlineError):
                 forced = True
         if forced:
             if link is not None:
                 link.kill_vmm()
-            if not wait_gone(supervisor, 30):
+            if not _await_end(link, supervisor, 30):
                 kill_and_wait(supervisor, grace_s=5)
-    finish_machine(services, spec.id, record.progress.life, reason="stopped by the user" if not forced else "killed")
+        with nullcontext() if link is None else link.cleaning():
+            why = "stopped by the user" if not forced else "killed"
+            finish_machine(services, spec.id, record.progress.life, reason=why)
+    wait_gone(supervisor, _SUPERVISOR_S)
+
+
+def _await_end(link: SupervisorLink | None, supervisor: ProcessIdentity, timeout_s: float) -> bool:
+    """Wait until a machine's VMM has ended and that is recorded; False if `timeout_s` passes first."""
+    deadline = Deadline(timeout_s, "waiting for the VMM's end")
+    try:
+        if link is not None:
+            link.await_vmm_end(deadline)
+            return True
+        return wait_gone(supervisor, timeout_s)
+    except DeadlineError:
+        return False
 
 
 def _settle_lost(services: MachineServices, machine_id: MachineId) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -141,13 +142,17 @@ def wait_machine(services: MachineServices, record: MachineRecord, deadline: Dea
             return None
         record = found
     code = record.progress.exit_code
-    if record.alive:
-        with open_supervisor(services.layout.machine(machine_id)) as link:
-            while link is not None and (event := link.find_event(deadline)) is not None:
-                if event.get("event") == "exit" and isinstance(event.get("code"), int):
-                    code = event["code"]
-        if record.progress.supervisor is not None:
-            wait_gone(record.progress.supervisor, _END_S if deadline is None else min(_END_S, deadline.check()))
-    finish_machine(services, machine_id, record.progress.life)
+    supervisor = record.progress.supervisor if record.alive else None
+    with open_supervisor(services.layout.machine(machine_id)) if supervisor is not None else nullcontext() as link:
+        if link is not None and supervisor is not None:
+            link.promise_cleanup(supervisor)
+            told = link.await_vmm_end(deadline)
+            code = code if told is None else told
+        elif supervisor is not None:
+            wait_gone(supervisor, _END_S if deadline is None else min(_END_S, deadline.check()))
+        with nullcontext() if link is None else link.cleaning():
+            finish_machine(services, machine_id, record.progress.life)
+    if supervisor is not None:
+        wait_gone(supervisor, _END_S if deadline is None else min(_END_S, deadline.remaining_s()))
     ended = services.records.find(machine_id)
     return code if ended is None else ended.progress.exit_code

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import select
 import socket
+import struct
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from firebuild.errors import MachineError
+from firebuild.errors import FirebuildError, MachineError
 from firebuild.host.deadline import Deadline
 from firebuild.host.files import write_atomic
 from firebuild.host.identity import ProcessIdentity, find_identity
@@ -29,6 +30,7 @@ OUTPUT_LIMIT_BYTES = 16 << 20
 PUSH_PORT = 1025
 _LINE_LIMIT = 1 << 20
 _START_TIMEOUT_S = 60.0
+_UCRED = struct.Struct("3i")  # unix(7): pid, uid, gid
 
 
 class Owner:
@@ -160,6 +162,7 @@ class SupervisorLink:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._buffer = b""
+        self._promised = False
 
     def fileno(self) -> int:
         """The socket's descriptor, for select."""
@@ -209,10 +212,47 @@ class SupervisorLink:
 
     def kill_vmm(self) -> None:
         """Have the VMM killed. A supervisor that is gone has already seen to that."""
+        self._say("kill")
+
+    def await_vmm_end(self, deadline: Deadline | None) -> int | None:
+        """Wait until the VMM has ended, or the supervisor; the entrypoint's exit code, None where it told none.
+        Raises DeadlineError, MachineError."""
+        code = None
+        while (event := self.find_event(deadline)) is not None and event.get("event") != "vmm-exit":
+            if event.get("event") == "exit" and isinstance(event.get("code"), int):
+                code = event["code"]
+        return code
+
+    def promise_cleanup(self, supervisor: ProcessIdentity) -> None:
+        """From here on this process cleans up when the VMM has ended, within `cleaning`; a command of the supervisor's own then
+        need not. If this connection is closed before that, the supervisor starts that command after all.
+
+        Nothing is promised to another one than `supervisor`: the machine has been started again since.
+        """
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        if _UCRED.unpack(credentials)[0] == supervisor.pid:
+            self._promised = True
+            self._say("clean")
+
+    @contextmanager
+    def cleaning(self) -> Iterator[None]:
+        """The block is the clean-up that was promised, if it was."""
         try:
-            self._socket.sendall(b'{"op":"kill"}\n')
-        except OSError:
-            return
+            yield
+        except FirebuildError:
+            # Another try at once would fail as this one did; the record tells that something is left to do.
+            self._settle()
+            raise
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._promised:
+            self._say("cleaned")
+
+    def _say(self, op: str) -> None:
+        # One that is gone has nothing left to do.
+        with suppress(OSError):
+            self._socket.sendall(msgspec.json.encode({"op": op}) + b"\n")
 
 
 @contextmanager
