@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
-import string
 from collections.abc import Sequence
 from typing import NewType
 
@@ -16,19 +14,19 @@ MachineId = NewType("MachineId", str)
 Digest = NewType("Digest", str)
 
 MACHINE_ID_LENGTH = 20
-_ID_ALPHABET = string.ascii_lowercase + string.digits
-_MACHINE_ID = re.compile(r"[a-z0-9]{20}")
-_MACHINE_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
-_HOSTNAME = re.compile(
-    r"(?=.{1,64}\Z)[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*"
-)
-_OBJECT_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.+-]{0,127}")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_ID_ALPHABET = _LETTERS + "0123456789"
+# Patterns are texts: `re` compiles them when they are first used, which for most commands is never.
+_MACHINE_ID = r"[a-z0-9]{20}"
+_MACHINE_NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}"
+_HOSTNAME = r"(?=.{1,64}\Z)[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*"
+_OBJECT_NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.+-]{0,127}"
+_DIGEST = r"sha256:[0-9a-f]{64}"
 
 # distribution/reference, regexp.go: the grammar of image references.
 _PATH_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _DOMAIN = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?"
-_REFERENCE = re.compile(
+_REFERENCE = (
     rf"(?P<name>(?:{_DOMAIN}/)?{_PATH_COMPONENT}(?:/{_PATH_COMPONENT})*)"
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?"
     r"(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
@@ -37,20 +35,23 @@ _REFERENCE = re.compile(
 
 def new_machine_id() -> MachineId:
     """A fresh machine id: 20 lower-case letters and digits, the first a letter."""
-    first = secrets.choice(string.ascii_lowercase)
+    # It takes longer to import than most commands, which make no machine, need to begin.
+    import secrets
+
+    first = secrets.choice(_LETTERS)
     return MachineId(first + "".join(secrets.choice(_ID_ALPHABET) for _ in range(MACHINE_ID_LENGTH - 1)))
 
 
 def parse_machine_id(text: str) -> MachineId:
     """A whole machine id. Raises UsageError."""
-    if not _MACHINE_ID.fullmatch(text):
+    if not re.fullmatch(_MACHINE_ID, text):
         raise UsageError(f"`{text}` is not a machine id", hint="an id is 20 lower-case letters and digits")
     return MachineId(text)
 
 
 def parse_machine_name(text: str) -> str:
     """A machine's name: as Docker's, at most 63 characters. Raises UsageError."""
-    if not _MACHINE_NAME.fullmatch(text):
+    if not re.fullmatch(_MACHINE_NAME, text):
         raise UsageError(
             f"`{text}` is not a machine name",
             hint="a name starts with a letter or digit, then letters, digits, `_`, `.`, `-`; at most 63 characters",
@@ -60,14 +61,14 @@ def parse_machine_name(text: str) -> str:
 
 def parse_hostname(text: str) -> str:
     """A host name: labels of letters, digits and inner hyphens, at most 64 bytes (hostname(7), sethostname(2))."""
-    if not _HOSTNAME.fullmatch(text):
+    if not re.fullmatch(_HOSTNAME, text):
         raise UsageError(f"`{text}` is not a host name")
     return text
 
 
 def parse_object_name(kind: str, text: str) -> str:
     """The name of a kernel, profile, network or volume: safe as a file name. Raises UsageError."""
-    if not _OBJECT_NAME.fullmatch(text):
+    if not re.fullmatch(_OBJECT_NAME, text):
         raise UsageError(
             f"`{text}` is not a {kind} name", hint="letters, digits, `_`, `.`, `+`, `-`; at most 128 characters"
         )
@@ -76,7 +77,7 @@ def parse_object_name(kind: str, text: str) -> str:
 
 def parse_digest(text: str) -> Digest:
     """A sha256 digest, `sha256:` and 64 lower-case hex digits. Raises UsageError."""
-    if not _DIGEST.fullmatch(text):
+    if not re.fullmatch(_DIGEST, text):
         raise UsageError(f"`{text[:100]}` is not a sha256 digest")
     return Digest(text)
 
@@ -126,7 +127,7 @@ def parse_reference(text: str) -> Reference:
 
     Raises UsageError for anything that the grammar refuses, for a bare 64-digit hex name, and for more than 255 characters.
     """
-    match = _REFERENCE.fullmatch(text) if len(text) <= 512 else None
+    match = re.fullmatch(_REFERENCE, text) if len(text) <= 512 else None
     if match is None or re.fullmatch(r"[0-9a-f]{64}", text):
         hint = "references look like `name:tag`, `org/name:version` or `registry.example/org/name:tag`"
         if text != text.lower():
@@ -177,13 +178,13 @@ def is_baseos(reference: Reference) -> bool:
     return reference.domain == BASEOS_DOMAIN
 
 
-_SIZE = re.compile(r"(?P<number>[0-9]+)(?P<unit>[bkmgt]?)(?:i?b)?", re.IGNORECASE)
+_SIZE = r"(?P<number>[0-9]+)(?P<unit>[bkmgt]?)(?:i?b)?"
 _SIZE_UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 def parse_size(text: str, *, default_unit: str = "b") -> int:
     """A size in bytes from `512m`, `2g`, `1024`; units are powers of 1024, as Docker's -m takes them. Raises UsageError."""
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip(), re.IGNORECASE)
     if match is None:
         raise UsageError(f"`{text}` is not a size", hint="write for example `512m` or `2g`")
     unit = match["unit"].lower() or default_unit
@@ -209,9 +210,7 @@ class PortMapping(msgspec.Struct, frozen=True):
         return f"{prefix}{self.host_port}:{self.guest_port}/{self.protocol}"
 
 
-_PORT = re.compile(
-    r"(?:(?:(?P<address>\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?P<host>[0-9]+(?:-[0-9]+)?)?(?P<colon>:))?(?P<guest>[0-9]+(?:-[0-9]+)?)(?:/(?P<protocol>tcp|udp))?"
-)
+_PORT = r"(?:(?:(?P<address>\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?P<host>[0-9]+(?:-[0-9]+)?)?(?P<colon>:))?(?P<guest>[0-9]+(?:-[0-9]+)?)(?:/(?P<protocol>tcp|udp))?"
 
 
 def parse_port_mappings(text: str) -> list[PortMapping]:
@@ -220,7 +219,7 @@ def parse_port_mappings(text: str) -> list[PortMapping]:
 
     Raises UsageError. Ranges must be of equal length.
     """
-    match = _PORT.fullmatch(text)
+    match = re.fullmatch(_PORT, text)
     if match is None:
         raise UsageError(
             f"`{text}` is not a port mapping",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
-from difflib import get_close_matches
 
 from firebuild.errors import UsageError
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_AGE = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?[smhdw])+")
-_PART = re.compile(r"([0-9.]+)([smhdw])")
+_AGE = r"(?:[0-9]+(?:\.[0-9]+)?[smhdw])+"
+_PART = r"([0-9.]+)([smhdw])"
 
 
 def parse_filters(texts: Iterable[str], keys: Collection[str]) -> dict[str, list[str]]:
@@ -21,6 +20,8 @@ def parse_filters(texts: Iterable[str], keys: Collection[str]) -> dict[str, list
         if not equals or not value:
             raise UsageError(f"`{text[:100]}` is not a filter", hint="write --filter KEY=VALUE")
         if key not in keys:
+            from difflib import get_close_matches
+
             near = get_close_matches(key, keys, n=1)
             raise UsageError(
                 f"`{key[:100]}` is not a key of --filter",
@@ -32,6 +33,6 @@ def parse_filters(texts: Iterable[str], keys: Collection[str]) -> dict[str, list
 
 def parse_age(text: str) -> float:
     """Seconds of `24h`, `1h30m`, `7d`. Raises UsageError."""
-    if not _AGE.fullmatch(text):
+    if not re.fullmatch(_AGE, text):
         raise UsageError(f"`{text[:100]}` is not an age", hint="write for example 90s, 1h30m, 24h or 7d")
-    return sum(float(number) * _UNITS_S[unit] for number, unit in _PART.findall(text))
+    return sum(float(number) * _UNITS_S[unit] for number, unit in re.findall(_PART, text))

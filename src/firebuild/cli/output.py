@@ -17,9 +17,8 @@ from firebuild.errors import FirebuildError, UsageError
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns aligned with three spaces between them."""
     table = [list(headings), *(list(row) for row in rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(headings))]
-    for row in table:
-        click.echo("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    click.echo("\n".join("   ".join(map(str.ljust, row, widths)).rstrip() for row in table))
 
 
 def print_rows(

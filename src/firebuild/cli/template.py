@@ -10,8 +10,8 @@ import msgspec
 
 from firebuild.errors import UsageError
 
-_ACTION = re.compile(r"\{\{-?\s*(.*?)\s*-?\}\}", re.DOTALL)
-_FIELD = re.compile(r"(?:(?P<function>json|upper|lower|len)\s+)?(?P<path>\.|(?:\.[A-Za-z_][A-Za-z0-9_]*)+)")
+_ACTION = r"(?s)\{\{-?\s*(.*?)\s*-?\}\}"
+_FIELD = r"(?:(?P<function>json|upper|lower|len)\s+)?(?P<path>\.|(?:\.[A-Za-z_][A-Za-z0-9_]*)+)"
 _ESCAPES = {"\\t": "\t", "\\n": "\n"}
 
 
@@ -20,7 +20,7 @@ def render_template(template: str, document: Mapping[str, Any]) -> str:
     `{{len .Field}}` replaced; `\\t` and `\\n` are a tab and a newline. Raises UsageError naming what it does not know."""
 
     def replace(match: re.Match[str]) -> str:
-        action = _FIELD.fullmatch(match[1])
+        action = re.fullmatch(_FIELD, match[1])
         if action is None:
             raise UsageError(
                 f"`{match[0][:100]}` is not understood in --format", hint="write `{{.Name}}` or `{{json .}}`"
@@ -31,8 +31,8 @@ def render_template(template: str, document: Mapping[str, Any]) -> str:
     text = template
     for escape, character in _ESCAPES.items():
         text = text.replace(escape, character)
-    done = _ACTION.sub(replace, text)
-    if "{{" in _ACTION.sub("", text):
+    done = re.sub(_ACTION, replace, text)
+    if "{{" in re.sub(_ACTION, "", text):
         raise UsageError(f"`{template[:100]}` opens `{{{{` and does not close it")
     return done
 

@@ -22,9 +22,9 @@ from firebuild.names import parse_object_name
 VERSION = 1
 _SIZE_LIMIT = 1 << 20
 _SUFFIX = ".toml"
-_HEADER = re.compile(r"\s*\[([^\[\]]+)\]\s*(?:#.*)?")
-_KEY = re.compile(r'\s*("?)([A-Za-z0-9_.-]+)\1\s*=')
-_BARE = re.compile(r"[A-Za-z0-9_-]+")
+_HEADER = r"\s*\[([^\[\]]+)\]\s*(?:#.*)?"
+_KEY = r'\s*("?)([A-Za-z0-9_.-]+)\1\s*='
+_BARE = r"[A-Za-z0-9_-]+"
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -125,11 +125,11 @@ def find_line(text: str, keys: tuple[str, ...]) -> int | None:
     """The line (from 1) on which a key or a table's heading stands, or None where it is written in another way."""
     table: list[str] = []
     for number, line in enumerate(text.splitlines(), start=1):
-        if header := _HEADER.fullmatch(line):
+        if header := re.fullmatch(_HEADER, line):
             table = [part.strip().strip('"') for part in header[1].split(".")]
             if table == list(keys):
                 return number
-        elif (match := _KEY.match(line)) and [*table, match[2]] == list(keys):
+        elif (match := re.match(_KEY, line)) and [*table, match[2]] == list(keys):
             return number
     return None
 
@@ -225,7 +225,7 @@ def _format_tables(tables: Mapping[str, Any], above: tuple[str, ...]) -> list[st
 
 
 def _as_key(text: str) -> str:
-    return text if _BARE.fullmatch(text) else _as_toml(text)
+    return text if re.fullmatch(_BARE, text) else _as_toml(text)
 
 
 def _as_toml(value: Any) -> str:

@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,7 +59,7 @@ def open_atomic(path: Path, *, mode: int = 0o600, durable: bool = True) -> Itera
 def _claim_beside(path: Path, mode: int) -> tuple[Path, int]:
     """A new file for what is to become `path`, with our flock on it: it is unlocked when we are dead."""
     while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -65,12 +65,12 @@ class HealthCheck(msgspec.Struct, frozen=True):
     test: list[str] = []
 
 
-_RESTART = re.compile(r"(no|always|unless-stopped|on-failure(?::([1-9][0-9]{0,8}))?)")
+_RESTART = r"(no|always|unless-stopped|on-failure(?::([1-9][0-9]{0,8}))?)"
 
 
 def parse_restart_policy(text: str) -> RestartPolicy:
     """The policy from Docker's words: `no`, `on-failure`, `on-failure:3`, `always`, `unless-stopped`. Raises UsageError."""
-    match = _RESTART.fullmatch(text)
+    match = re.fullmatch(_RESTART, text)
     if match is None:
         raise UsageError(
             f"`{text}` is not a restart policy", hint="choose no, on-failure, on-failure:N, always or unless-stopped"
@@ -116,7 +116,7 @@ class NetworkJoin(msgspec.Struct, frozen=True, omit_defaults=True):
     aliases: list[str] = []
 
 
-_ALIAS = re.compile(r"(?=.{1,63}\Z)[a-zA-Z0-9_](?:[a-zA-Z0-9_.-]*[a-zA-Z0-9_])?")
+_ALIAS = r"(?=.{1,63}\Z)[a-zA-Z0-9_](?:[a-zA-Z0-9_.-]*[a-zA-Z0-9_])?"
 
 
 def parse_network_join(text: str) -> NetworkJoin:
@@ -148,7 +148,7 @@ def parse_network_join(text: str) -> NetworkJoin:
 
 def parse_alias(text: str) -> str:
     """A name for a machine in a network. Raises UsageError."""
-    if not _ALIAS.fullmatch(text):
+    if not re.fullmatch(_ALIAS, text):
         raise UsageError(f"`{text}` is not a name for a machine in a network", hint="letters, digits, `-`, `_` and `.`")
     return text
 

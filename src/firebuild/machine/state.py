@@ -125,6 +125,8 @@ class MachineRecord(msgspec.Struct, frozen=True):
 
 
 _COLUMNS = "spec, state, record, created_at_ns, health"
+_SPECS = msgspec.json.Decoder(MachineSpec)
+_PROGRESS = msgspec.json.Decoder(Progress)
 
 
 class MachineRecords:
@@ -249,9 +251,9 @@ def _decode(row: sqlite3.Row) -> MachineRecord:
     spec, state, progress, created_at_ns, health = tuple(row)
     try:
         return MachineRecord(
-            spec=msgspec.json.decode(str(spec), type=MachineSpec),
+            spec=_SPECS.decode(str(spec)),
             state=State(str(state)),
-            progress=msgspec.json.decode(str(progress), type=Progress),
+            progress=_PROGRESS.decode(str(progress)),
             created_at_ns=int(str(created_at_ns)),
             told_health=None if health is None else str(health),
         )
