@@ -210,7 +210,10 @@ class PortMapping(msgspec.Struct, frozen=True):
         return f"{prefix}{self.host_port}:{self.guest_port}/{self.protocol}"
 
 
-_PORT = r"(?:(?:(?P<address>\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?P<host>[0-9]+(?:-[0-9]+)?)?(?P<colon>:))?(?P<guest>[0-9]+(?:-[0-9]+)?)(?:/(?P<protocol>tcp|udp))?"
+_PORT = (
+    r"(?:(?:(?P<address>\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?P<host>[0-9]+(?:-[0-9]+)?)?(?P<colon>:))?"
+    r"(?P<guest>[0-9]+(?:-[0-9]+)?)(?:/(?P<protocol>tcp|udp))?"
+)
 
 
 def parse_port_mappings(text: str) -> list[PortMapping]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from firebuild.emulator.main import VERSION_TEXT
 from firebuild.errors import ConfigError, PathTooLongError, VmmError
 from firebuild.host.isolation import Isolation
 from firebuild.machine.isolation import find_differences
@@ -97,6 +99,25 @@ def test_firecracker_without_a_jailer_is_refused(tmp_path: Path, monkeypatch: py
     with pytest.raises(ConfigError, match="cannot be executed"):
         binary.chmod(0o644)
         choose(str(binary))
+
+
+def test_the_emulator_in_a_jailer_is_refused_and_runs_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = Path(sys.executable).with_name("firecracker-emulator")
+    jailer = tmp_path / "jailer"
+    jailer.write_text("")
+    jailer.chmod(0o755)
+    monkeypatch.setattr(programs, "_ask_text", lambda _: VERSION_TEXT)
+
+    def choose(*, without_jailer: bool) -> programs.VmmChoice:
+        return choose_vmm(
+            str(emulator), str(jailer), without_jailer=without_jailer, ids=(1000, 1001), find_installed=lambda: None
+        )
+
+    with pytest.raises(ConfigError, match="is the emulator, which a jailer cannot start"):
+        choose(without_jailer=False)
+    assert choose(without_jailer=True) == programs.VmmChoice(str(emulator))
 
 
 def test_an_old_firecracker_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,7 @@ def test_the_article(reader: Reader, shared_state: SharedState, tmp_path: Path) 
 	--profile=standard \\
 	--binary-firecracker=$(readlink -f {emulator}) \\
 	--binary-jailer=$(readlink -f /bin/true) \\
+	--without-jailer=true \\
 	--chroot-base={fc}/jail \\
 	--run-cache={fc}/cache \\
 	--storage-provider=directory \\

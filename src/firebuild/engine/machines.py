@@ -27,7 +27,7 @@ from firebuild.host.identity import find_identity
 from firebuild.images.skopeo import Access
 from firebuild.images.transfer import Progress
 from firebuild.layout import MachineLayout
-from firebuild.machine.lifecycle import finish_machine, remove_machine, start_machine, stop_machine
+from firebuild.machine.lifecycle import finish_machine, remove_machine, start_machine
 from firebuild.machine.living import await_start, resume_machine
 from firebuild.machine.metadata import parse_signal
 from firebuild.machine.mounts import DiskRequest, MountRequest, plan_mounts
@@ -44,6 +44,7 @@ from firebuild.machine.spec import (
     RestartPolicy,
 )
 from firebuild.machine.state import ENDED, MachineRecord, State
+from firebuild.machine.stopping import stop_machine
 from firebuild.names import MachineId, PortMapping, new_machine_id, parse_hostname, parse_machine_name, parse_reference
 from firebuild.network.attach import find_attachments
 from firebuild.store.disks import make_blank

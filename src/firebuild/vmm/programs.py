@@ -15,6 +15,8 @@ from firebuild.vmm.versions import Version, check_supported, parse_answer
 
 _ELF = b"\x7fELF"
 _ANSWER_TIMEOUT_S = 60.0
+# What the emulator says of itself behind the version that it plays.
+_EMULATOR = "firecracker-emulator"
 
 
 class VmmChoice(msgspec.Struct, frozen=True):
@@ -50,6 +52,11 @@ def choose_vmm(
     head = _read_head(binary, "binary-firecracker")
     if jailer and not without_jailer:
         _read_head(jailer, "binary-jailer")
+        if head.startswith(b"#!") and _EMULATOR in _ask_text(binary):
+            raise ConfigError(
+                f"`{binary}` is the emulator, which a jailer cannot start: it needs programs and libraries of the host",
+                hint="--without-jailer=true runs it as it is; leave --binary-jailer out, or give Firecracker itself",
+            )
         _check_pair(binary, jailer)
         return VmmChoice(binary, Jailed(binary, jailer, ids))
     if head.startswith(_ELF) and not without_jailer and _is_firecracker(binary):
@@ -102,5 +109,9 @@ def _ask(program: str, path: str) -> Version:
 
 
 def _is_firecracker(path: str) -> bool:
-    answer = run([path, "--version"], timeout_s=_ANSWER_TIMEOUT_S, check=False).stdout.decode("utf-8", "replace")
-    return answer.startswith("Firecracker v") and "firecracker-emulator" not in answer
+    answer = _ask_text(path)
+    return answer.startswith("Firecracker v") and _EMULATOR not in answer
+
+
+def _ask_text(path: str) -> str:
+    return run([path, "--version"], timeout_s=_ANSWER_TIMEOUT_S, check=False).stdout.decode("utf-8", "replace")
