@@ -243,6 +243,12 @@ class MachineError(FirebuildError):
     code = "machine"
 
 
+class SnapshotError(FirebuildError):
+    """A snapshot cannot be made of this machine, or cannot be restored here."""
+
+    code = "snapshot"
+
+
 class InternalError(FirebuildError):
     """A fault of firebuild's own: worth a report."""
 

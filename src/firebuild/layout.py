@@ -15,6 +15,7 @@
 │                               files/ (digests of the files of build contexts)
 ├── caches/<key>/               disks of cache mounts: disk.ext4, cache.json
 ├── volumes/<name>/             named volumes: disk.ext4, volume.json
+├── snapshots/<name>/           saved machines: state, memory, their own disks, snapshot.json
 ├── scratch/                    what running builds fetch: a folder and its lock for each
 ├── rootfs/<org>/<name>/<version>/  the seed's view: rootfs, metadata.json
 ├── cni/                        cached CNI results
@@ -86,6 +87,11 @@ class MachineLayout:
         """The disk of the machine's mount of that number, which holds a copy of a folder of the host."""
         return self.state / f"folder{number}.ext4"
 
+    def drive_link(self, drive_id: str) -> Path:
+        """The link by which the VMM, whose folder is `run`, names a drive: a saved machine's state holds that name, and a
+        clone finds its own disk behind it."""
+        return self.run / f"{drive_id}.drive"
+
     def folder_manifest(self, number: int) -> Path:
         """What that folder held when it and its disk were the same."""
         return self.state / f"folder{number}.json"
@@ -138,6 +144,8 @@ class Layout:
         self.caches = state / "caches"
         self.volumes = state / "volumes"
         self.volume_lock = self.locks / "volumes"
+        self.snapshots = state / "snapshots"
+        self.snapshot_lock = self.locks / "snapshots"
         self.scratch = state / "scratch"
         self.rootfs = rootfs_root or state / "rootfs"
         self.cni = state / "cni"

@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "doctor": ("doctor", "doctor", "Show what this host offers and how to mend what is missing"),
     "kernel": ("kernel", "kernel", "Kernels: pull, import, ls, rm"),
     "volume": ("volume", "volume", "Volumes: create, ls, inspect, update, rm, prune"),
+    "snapshot": ("snapshot", "snapshot", "Snapshots of running machines: create, ls, inspect, rm"),
+    "machine": ("machine", "machine", "Machines: fork"),
     "firecracker": ("firecracker", "firecracker", "Firecracker's own programs: install, ls, rm"),
     "network": ("network", "network", "Networks: create, ls, inspect, rm, prune"),
     "image": ("image", "image", "Images: pull, push, save, load, import, export, ls, inspect, history, diff, tag, rm, prune"),

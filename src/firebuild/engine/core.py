@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from firebuild.build.sources.httpcache import HttpCache
     from firebuild.kernels.store import KernelStore
     from firebuild.machine.services import MachineServices
+    from firebuild.machine.snapshots import SnapshotStore
     from firebuild.network.conflist import NetworkSettings
     from firebuild.store.blobs import BlobStore
     from firebuild.store.caches import CacheStore
@@ -134,6 +135,13 @@ class Engine:
         return provider
 
     @cached_property
+    def snapshots(self) -> SnapshotStore:
+        """The saved machines."""
+        from firebuild.machine.snapshots import SnapshotStore
+
+        return SnapshotStore(self.layout)
+
+    @cached_property
     def http_cache(self) -> HttpCache:
         """The files that ADD fetched."""
         from firebuild.build.sources.httpcache import HttpCache
@@ -187,6 +195,9 @@ class Engine:
         done += [f"half-made file {path.name}: removed" for path in (*self.disks.sweep(), *self.blobs.sweep())]
         done += mend_views(self) if quick else sync_views(self)
         done += [f"removed cache {path.name}: its rest removed" for path in self.caches.sweep()]
+        if self.snapshots.needs_sweep():
+            with self.snapshots.hold():
+                done += [f"half-made or left snapshot {name}: removed" for name in self.snapshots.sweep()]
         return done
 
     @cached_property

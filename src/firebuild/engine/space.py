@@ -91,8 +91,11 @@ def open_collection(engine: Engine, *, alone: bool = False) -> Iterator[Collecti
 
 
 def list_attached(engine: Engine) -> set[Path]:
-    """The disks that machines have."""
-    return {Path(drive.path) for record in engine.machines.records.list_all(kind=None) for drive in record.spec.drives}
+    """The disks that machines have, and saved ones."""
+    specs = [record.spec for record in engine.machines.records.list_all(kind=None)]
+    if engine.layout.snapshots.is_dir():
+        specs += [snapshot.spec for snapshot in engine.snapshots.list_all()]
+    return {Path(drive.path) for spec in specs for drive in spec.drives}
 
 
 def plan_garbage(engine: Engine, open_: Collection, *, drop_cache: bool) -> Garbage:

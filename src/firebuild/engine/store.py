@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from firebuild.engine.core import Engine
+from firebuild.engine.snapshots import check_snapshots
 from firebuild.engine.space import open_collection, plan_garbage, spare_room
 from firebuild.engine.views import sync_views
 from firebuild.errors import DiskFullError
@@ -25,6 +26,7 @@ def check(engine: Engine, *, repair: bool) -> list[str]:
         f"{problem.kind} {problem.object}: {problem.message}" + (f" ({problem.action})" if problem.action else "")
         for problem in report.problems
     ]
+    problems += check_snapshots(engine)
     return problems + [f"database: {line}" for line in engine.database.check()]
 
 

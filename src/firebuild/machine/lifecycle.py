@@ -33,36 +33,25 @@ from firebuild.host.identity import (
 from firebuild.host.interrupts import hold_interrupts
 from firebuild.host.watch import wait_for_path
 from firebuild.layout import MachineLayout
+from firebuild.machine.booting import begin_guest, check_unjailed, link_drives
 from firebuild.machine.claims import claim_disks
 from firebuild.machine.console import find_crash, find_killed
 from firebuild.machine.evidence import REQUEST_FAULTS, collect_evidence, wants_evidence
 from firebuild.machine.isolation import (
-    Kept,
     apply_kept,
-    check_kept,
     note_kept,
     plan_group,
     plan_kept,
     plan_limits,
     release,
 )
-from firebuild.machine.metadata import MMDS_ADDRESS, plan_boot_document, plan_metadata
+from firebuild.machine.metadata import plan_boot_document
 from firebuild.machine.services import MachineServices, hold_machine
-from firebuild.machine.spec import Boot, MachineSpec
+from firebuild.machine.spec import Boot, MachineSpec, Restore
 from firebuild.machine.state import ENDED, HOST_REBOOT, MachineRecord, Progress, State
 from firebuild.machine.supervisor import Owner, SupervisorLink, open_owner, open_supervisor, read_tail, start_supervisor
 from firebuild.names import MachineId
 from firebuild.network.attach import Attachment, attach_network, detach_network
-from firebuild.vmm.models import (
-    BootSource,
-    Drive,
-    MachineConfiguration,
-    MmdsConfig,
-    NetworkInterface,
-    VmmSetup,
-    Vsock,
-    make_limiter,
-)
 from firebuild.vmm.process import plan_emulator
 
 if TYPE_CHECKING:
@@ -81,7 +70,7 @@ _SELF = (sys.executable, "-I", "-m", "firebuild")
 def start_machine(
     services: MachineServices,
     spec: MachineSpec,
-    boot: Boot,
+    boot: Boot | Restore,
     *,
     prepare: Callable[[MachineLayout], None],
     owner: Owner | None = None,
@@ -99,6 +88,8 @@ def start_machine(
     plan_boot_document(spec, [])
     spec = msgspec.structs.replace(spec, limits=plan_limits(services.vmm, spec))
     choice = _choose(services, spec)
+    if isinstance(boot, Restore):
+        check_unjailed(spec.name, choice.jailed is not None)
     try:
         return _start_recorded(services, spec, boot, choice, prepare, owner, await_attach)
     except BaseException:
@@ -113,7 +104,7 @@ def start_machine(
 def _start_recorded(
     services: MachineServices,
     spec: MachineSpec,
-    boot: Boot,
+    boot: Boot | Restore,
     choice: VmmChoice,
     prepare: Callable[[MachineLayout], None],
     owner: Owner | None,
@@ -193,7 +184,7 @@ def _forget_end(paths: MachineLayout) -> None:
 def _start(
     services: MachineServices,
     spec: MachineSpec,
-    boot: Boot,
+    boot: Boot | Restore,
     choice: VmmChoice,
     paths: MachineLayout,
     owner: Owner,
@@ -210,6 +201,7 @@ def _start(
         records.update(spec.id, State.STARTING, progress)
     _forget_end(paths)
     _make_folder(paths.run)
+    link_drives(spec, paths)
     deadline = Deadline(spec.boot_timeout_s, f"starting {spec.name}")
     attachments = _attach_networks(services, spec, deadline)
     if attachments:
@@ -221,7 +213,8 @@ def _start(
     document = plan_boot_document(spec, attachments, await_attach=await_attach)
     write_atomic(paths.boot_document, msgspec.json.encode(document))
     netns = Path(attachments[0].netns_path) if attachments else None
-    kept = plan_kept(services.vmm, services.layout, spec, boot, paths, choice, netns=str(netns) if netns else None)
+    booted = boot.boot if isinstance(boot, Restore) else boot
+    kept = plan_kept(services.vmm, services.layout, spec, booted, paths, choice, netns=str(netns) if netns else None)
     progress = note_kept(kept, progress)
     records.update(spec.id, State.STARTING, progress)
     apply_kept(kept, spec, paths)
@@ -249,7 +242,7 @@ def _start(
             vmm = link.await_jailed(vmm, deadline)
             progress = msgspec.structs.replace(progress, vmm=vmm)
             records.update(spec.id, State.STARTING, progress)
-        _boot(services, spec, boot, paths, kept, vmm, attachments, deadline)
+        begin_guest(services, spec, boot, paths, kept, vmm, attachments, document, deadline)
         _await_ready(spec, link, deadline)
     progress = msgspec.structs.replace(progress, ready_at_ns=time.time_ns())
     if not stays_tied:
@@ -287,64 +280,6 @@ def _make_folder(folder: Path) -> None:
         raise HostError(f"`{folder}` exists already", hint="run `firebuild purge`") from None
     except OSError as error:
         raise map_os_error(error, f"making `{folder}`") from error
-
-
-def _boot(
-    services: MachineServices,
-    spec: MachineSpec,
-    boot: Boot,
-    paths: MachineLayout,
-    kept: Kept,
-    vmm: ProcessIdentity,
-    attachments: Sequence[Attachment],
-    deadline: Deadline,
-) -> None:
-    def vmm_lives() -> bool:
-        supervisor = services.records.get(spec.id).progress.supervisor
-        return supervisor is not None and not wait_gone(supervisor, 0) and not paths.exit_record.exists()
-
-    jail = kept.jail
-    api_socket = paths.api_socket if jail is None else jail.on_host(jail.api_socket)
-    if not wait_for_path(api_socket, deadline, alive=vmm_lives):
-        raise MachineError(f"the VMM of {spec.name} ended before its API was there")
-    check_kept(kept, vmm.pid, spec.name, seccomp=False)
-
-    def seen(key: str, path: str | Path) -> str:
-        return str(path) if jail is None else jail.files[key].inside
-
-    mmds = spec.mmds and spec.kind == "run" and bool(attachments)
-    setup = VmmSetup(
-        machine=MachineConfiguration(vcpu_count=spec.cpus, mem_size_mib=spec.memory_mib),
-        boot=BootSource(
-            kernel_image_path=seen("kernel", boot.kernel),
-            initrd_path=seen("initramfs", boot.initramfs),
-            boot_args=spec.kernel_args,
-        ),
-        drives=[
-            Drive(
-                drive_id=drive.drive_id,
-                path_on_host=seen(f"drive:{drive.drive_id}", drive.path),
-                is_read_only=drive.read_only,
-                cache_type="Writeback" if drive.durable else "Unsafe",
-                rate_limiter=make_limiter(spec.disk_limits.bytes, spec.disk_limits.iops),
-            )
-            for drive in spec.drives
-        ],
-        vsock=Vsock(guest_cid=_GUEST_CID, uds_path=str(paths.vsock) if jail is None else jail.vsock),
-        interfaces=[
-            NetworkInterface(iface_id=each.interface, host_dev_name=each.tap, guest_mac=each.mac)
-            for each in attachments
-        ],
-        mmds_config=MmdsConfig(network_interfaces=["eth0"], ipv4_address=MMDS_ADDRESS) if mmds else None,
-        mmds={"latest": {"meta-data": plan_metadata(spec, attachments)}} if mmds else None,
-    )
-    from firebuild.vmm.api import open_api
-
-    with open_api(paths.api_socket, deadline) as api:
-        api.configure(setup)
-        api.start_instance()
-    if jail is not None:
-        check_kept(kept, vmm.pid, spec.name, seccomp=True)
 
 
 def _await_ready(spec: MachineSpec, link: SupervisorLink, deadline: Deadline) -> None:

@@ -50,6 +50,12 @@ def _set_paused(services: MachineServices, machine_id: MachineId, *, pause: bool
                 f"the machine {record.spec.name} is {record.effective_state}, not {before}",
                 hint="list machines with `firebuild ls -a`",
             )
+        if record.progress.holder is not None:
+            from firebuild.machine.snapshotting import go_on
+
+            # Its command died in the middle of a snapshot, and its guest is held.
+            go_on(services, record, paths)
+            return
         with open_api(paths.api_socket, Deadline(_API_S, f"{'pausing' if pause else 'resuming'} the machine")) as api:
             if pause:
                 api.pause()

@@ -8,6 +8,7 @@ from firebuild.errors import BusyError, FirebuildError
 from firebuild.host import log
 from firebuild.host.deadline import Deadline
 from firebuild.host.files import remove_tree
+from firebuild.host.identity import is_alive
 from firebuild.machine.services import MachineServices, try_hold_machine
 from firebuild.machine.state import ENDED, MachineRecord, State
 from firebuild.names import MachineId
@@ -33,7 +34,7 @@ def reconcile(services: MachineServices) -> list[str]:
             except FirebuildError as error:
                 log.warning(__name__, "the machine %s could not be removed: %s", record.spec.name, error)
             continue
-        if record.state in ENDED or (record.state is not State.CREATED and _owned(record)):
+        if record.state in ENDED or (record.state is not State.CREATED and _owned(record) and not _left_held(record)):
             continue
         try:
             if _repair(services, record):
@@ -44,6 +45,12 @@ def reconcile(services: MachineServices) -> list[str]:
             log.warning(__name__, "the machine %s could not be repaired: %s", record.spec.name, error)
     repaired += _sweep(services)
     return repaired
+
+
+def _left_held(record: MachineRecord) -> bool:
+    """Whether it stands still for a snapshot whose command has died."""
+    holder = record.progress.holder
+    return record.state is State.PAUSED and holder is not None and not is_alive(holder) and record.alive
 
 
 def _owned(record: MachineRecord) -> bool:
@@ -62,6 +69,11 @@ def _repair(services: MachineServices, seen: MachineRecord) -> bool:
             return False
         if record.state in (State.CREATED, State.STARTING):
             settle_start(services, record, paths, reason="its start was cut short")
+            return True
+        if _left_held(record):
+            from firebuild.machine.snapshotting import go_on
+
+            go_on(services, record, paths)
             return True
         if record.alive:
             return False

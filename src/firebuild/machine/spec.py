@@ -31,6 +31,16 @@ class Boot(msgspec.Struct, frozen=True):
     initramfs: Path
 
 
+class Restore(msgspec.Struct, frozen=True):
+    """What a machine goes on from: a saved machine's files, the version of the VMM that wrote them, and what it boots when it
+    is started another time."""
+
+    state: Path
+    memory: Path
+    vmm_version: str
+    boot: Boot
+
+
 class Entrypoint(msgspec.Struct, frozen=True):
     """What runs in the machine: the image's configuration with the user's changes. `env`: the image's variables."""
 
@@ -180,6 +190,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     `profile`: the profile that it belongs to. `mounts`: in the order in which they are mounted.
     `sync_back`: its folders of the host are copied back when it has ended.
     `net_bytes_per_s`: what each of its interfaces may send, and be sent, in a second; 0: no limit.
+    `snapshot`, `snapshot_id`: the snapshot that it was started from, if any.
     `disk_limits`: of each drive; those whose id begins with `disk` are the user's own files and devices.
     `limits`: of the VMM with its guest.
     """
@@ -225,6 +236,8 @@ class MachineSpec(msgspec.Struct, frozen=True):
     disk_limits: DiskLimits = DiskLimits()
     limits: Limits = Limits()
     net_bytes_per_s: int = 0
+    snapshot: str = ""
+    snapshot_id: str = ""
 
     @property
     def networks(self) -> list[NetworkJoin]:

@@ -42,6 +42,7 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
     `owner`: the process that the machine ends with; None once it is released. `boot_id`: the host's, when the machine was
     started. `life`: how often it was started before.
     `ports`: as they are published, with the host ports that were chosen.
+    `holder`: the command that holds it still for a snapshot: if that has died, whoever repairs lets it go on.
     `restarts`: how often it was started again, known when the machine has ended.
     `cgroups`: the folders of its control group. `uid`: the user and group that its jailed VMM runs as; `owners`: what the files
     that were given to it had before: user, group and mode.
@@ -56,6 +57,7 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
     exit_code: int | None = None
     reason: str | None = None
     restarts: int = 0
+    holder: ProcessIdentity | None = None
     addresses: list[str] = []
     mac: str | None = None
     ports: list[PortMapping] = []

@@ -17,7 +17,7 @@ from firebuild.errors import ApiError, DeadlineError, VmmError
 from firebuild.host.deadline import Deadline
 from firebuild.host.sockets import connect_unix
 from firebuild.host.watch import FileWatch
-from firebuild.vmm.models import VmmSetup
+from firebuild.vmm.models import SnapshotCreate, SnapshotLoad, VmmSetup
 
 calls = logging.getLogger("firebuild.vmm.calls")
 """Each call with its answer, at INFO: `--log-firecracker-http-calls` shows them."""
@@ -134,6 +134,18 @@ class VmmApi:
     def pause(self) -> None:
         """Stop the guest's processors."""
         self.request("PATCH", "/vm", {"state": "Paused"})
+
+    def create_snapshot(self, request: SnapshotCreate) -> None:
+        """Save the paused machine."""
+        self.request("PUT", "/snapshot/create", request)
+
+    def load_snapshot(self, request: SnapshotLoad) -> None:
+        """Become a saved machine, paused."""
+        self.request("PUT", "/snapshot/load", request)
+
+    def put_metadata(self, document: dict[str, Any]) -> None:
+        """Fill the metadata service, which a snapshot leaves empty."""
+        self.request("PUT", "/mmds", document)
 
     def resume(self) -> None:
         """Let the guest's processors go on."""

@@ -89,3 +89,27 @@ class VmmSetup(msgspec.Struct, frozen=True):
     interfaces: list[NetworkInterface] = []
     mmds_config: MmdsConfig | None = None
     mmds: dict[str, Any] | None = None
+
+
+class SnapshotCreate(msgspec.Struct, frozen=True):
+    """PUT /snapshot/create. Paths are as the VMM sees them; `snapshot_type`: Full or Diff."""
+
+    snapshot_path: str
+    mem_file_path: str
+    snapshot_type: str = "Full"
+
+
+class NetworkOverride(msgspec.Struct, frozen=True):
+    """The tap that an interface of a snapshot has from now on."""
+
+    iface_id: str
+    host_dev_name: str
+
+
+class SnapshotLoad(msgspec.Struct, frozen=True, omit_defaults=True):
+    """PUT /snapshot/load, the memory from a file. `vsock_override`: `uds_path` and its value."""
+
+    snapshot_path: str
+    mem_backend: dict[str, str]
+    network_overrides: list[NetworkOverride] = []
+    vsock_override: dict[str, str] | None = None

@@ -45,6 +45,10 @@ from firebuild.names import parse_port_mappings, parse_size
 )
 @click.option("--tls-verify/--no-tls-verify", default=None, help="Whether the registry must have a good certificate.")
 @click.option("--authfile", type=click.Path(path_type=Path), help="File of registry credentials.")
+@click.option("--from-snapshot", metavar="NAME", help="Start from a snapshot, in place of an image.")
+@click.option(
+    "-n", "--count", type=click.IntRange(1), default=1, show_default=True, help="With --from-snapshot: how many."
+)
 @click.option("--name", help="The machine's name; without it one is made up.")
 @click.option("--hostname", "-h", help="Its host name; without it its name.")
 @click.option("--daemonize", "-d", is_flag=True, help="Return when the guest is ready; print the machine's id.")
@@ -158,6 +162,8 @@ def run(**options: Any) -> int:
     from firebuild.engine.machines import RunRequest, run_machine
     from firebuild.images.skopeo import Access
 
+    if options["from_snapshot"] is not None or options["count"] != 1:
+        return _run_clones(options)
     image, command = _image_and_command(options["image"], options["words"])
     tty, stdin, attaches = options["tty"], options["interactive"], False
     keys = parse_detach_keys(options["detach_keys"])
@@ -224,6 +230,26 @@ def run(**options: Any) -> int:
                 raise
             print_error(error)
             return START_FAILURES[error.guest_code]
+
+
+def _run_clones(options: Mapping[str, Any]) -> int:
+    if options["from_snapshot"] is None:
+        raise UsageError("-n starts several machines from a snapshot", hint="name one with --from-snapshot")
+    from firebuild.cli.cloning import plan_clones, start_one, start_several
+    from firebuild.cli.foreground import follow_machine
+    from firebuild.engine.snapshots import run_clones
+
+    request = plan_clones(options, options["from_snapshot"])
+    with Engine() as engine, ExitStack() as stack:
+        if request.count > 1:
+            return start_several(lambda done: run_clones(engine, request, done=done))
+        write_id = stack.enter_context(_open_cidfile(options["cidfile"]))
+        record = start_one(engine, request)
+        write_id(record.spec.id)
+        if options["daemonize"]:
+            click.echo(record.spec.id)
+            return 0
+        return follow_machine(engine, record.spec.id, remove=options["auto_remove"], plan=None)
 
 
 def _plan_joins(options: Mapping[str, Any]) -> list[NetworkJoin]:
