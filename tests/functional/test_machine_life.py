@@ -75,7 +75,10 @@ def test_logs_stay_until_the_machine_is_removed(fake: Fake) -> None:
     ("script", "words"),
     [
         (Script(die_at_start=True), ["the VMM of m ended before its API was there", "told to die"]),
-        (Script(refuse={"PUT /boot-source": "no such kernel"}), ["the VMM refused PUT /boot-source: no such kernel"]),
+        (
+            Script(refuse={"PUT /boot-source": "no such kernel"}),
+            ["the VMM refused PUT /boot-source with status 400: no such kernel"],
+        ),
         (Script(ready=False), ["was not ready within 4 s", "fake step", "fake kernel: booting"]),
         (Script(push="ffffffff"), ["not ready within 4 s"]),
         (Script(no_socket=True), ["took longer than 4 s"]),

@@ -19,11 +19,12 @@ from firebuild.errors import BusyError, FirebuildError, SnapshotError, StoreErro
 from firebuild.host.identity import find_identity
 from firebuild.host.sparse import clone_file
 from firebuild.layout import MachineLayout
-from firebuild.machine.lifecycle import start_machine, stop_machine
+from firebuild.machine.lifecycle import start_machine
 from firebuild.machine.snapshots import Snapshot
 from firebuild.machine.snapshotting import check_host, check_shared, save_machine
 from firebuild.machine.spec import MachineSpec, NetworkJoin, Restore
 from firebuild.machine.state import MachineRecord
+from firebuild.machine.stopping import stop_machine
 from firebuild.names import PortMapping, new_machine_id, parse_hostname, parse_machine_name
 
 CLONES_MAX = 1000
