@@ -87,3 +87,32 @@ def test_the_calls_of_the_api_and_the_vmms_log_can_be_seen(fake: Fake) -> None:
     assert restarted.status == 0, restarted.describe()
     assert fake.cli.ok("logs", "--vmm", "m") == "fake vmm: it runs\n"
     fake.cli.ok("kill", "m")
+
+
+def test_extras_reach_the_vmm_or_are_refused_before_anything_exists(fake: Fake, tmp_path: Path) -> None:
+    template = tmp_path / "template.json"
+    template.write_text('{"kvm_capabilities": ["!56"], "cpuid_modifiers": []}')
+    given = ("--balloon", "64m", "--huge-pages", "2m", "--cpu-template")
+    started = fake.run("-d", "--name", "m", "--log-firecracker-http-calls", *given, f"@{template}")
+    assert started.status == 0, started.describe()
+    for words in (
+        'PUT /cpu-config {"kvm_capabilities":["!56"],"cpuid_modifiers":[]}: 204', '"huge_pages":"2M"}: 204',
+        'PUT /balloon {"amount_mib":64,"deflate_on_oom":true,"stats_polling_interval_s":1,"free_page_reporting":true}: 204',
+    ):  # fmt: skip
+        assert words in started.stderr, started.describe()
+    fake.cli.ok("kill", "m")
+    old = Script(version="Firecracker v1.13.1")
+    shown = fake.run("-d", "--name", "old", "--log-firecracker-http-calls", "--balloon", "0", script=old)
+    assert shown.status == 0 and "PUT /balloon" in shown.stderr and "reporting" not in shown.stderr, shown.describe()
+    fake.cli.ok("kill", "old")
+    refused = fake.run("-d", "--huge-pages", "transparent", script=old)
+    assert refused.status == 125 and "Firecracker 1.13.1 does not have it" in refused.stderr, refused.describe()
+    for option, value, words in (
+        ("--cpu-template", "T9", "there is no template `T9`"), ("--cpu-template", "T2", "which has no CPU templates"),
+        ("--cpu-template", "@/nonexistent", "cannot be read: No such file"), ("--huge-pages", "2m", "has no pages of 2 MiB"),
+        ("--huge-pages", "1g", "not a kind of pages"), ("--balloon", "256m", "not more than 256 MiB"),
+        ("--cpu-template", f"@{fake.folder / 'fake-vmm'}", "is not JSON"),
+    ):  # fmt: skip
+        result = fake.cli.run("run", "--from", "test/app:1", "--network", "none", "-d", option, value)
+        assert result.status == 125 and words in result.stderr, result.describe()
+    assert len(fake.cli.ok("ls", "-a", "-q").split()) == 2

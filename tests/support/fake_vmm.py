@@ -286,6 +286,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_PATCH = do_PUT
 
+    def do_GET(self) -> None:
+        self.reply(200, {"firecracker_version": self.script.version.rpartition("v")[2]})
+
     def answer_badly(self, how: str) -> None:
         self.close_connection = True
         if how == "die":

@@ -40,7 +40,6 @@ BUILD_OPTIONS: Mapping[str, str] = {
 }
 # Those of the original's machine and jailer flags that mean nothing to a machine of an image.
 RUN_OPTIONS: Mapping[str, str] = {
-    "--cpu-template": "a machine has the processor's own features",
     "--ht-enabled": "a machine has the processor's own features",
     "--allow-mmds": "the metadata service is there, unless --no-mmds says otherwise",
     "--netns": "each machine has a network namespace of its own",

@@ -49,6 +49,7 @@ from firebuild.names import MachineId, PortMapping, new_machine_id, parse_hostna
 from firebuild.network.attach import find_attachments
 from firebuild.store.disks import make_blank
 from firebuild.store.images import Image
+from firebuild.vmm.extras import VmmExtras
 
 DEFAULT_UPPER_BYTES = 8 << 30
 NETWORKS_MAX = 8
@@ -104,6 +105,7 @@ class RunRequest(msgspec.Struct, frozen=True):
     mounts: Sequence[MountRequest] = ()
     disks: Sequence[DiskRequest] = ()
     disk_limits: DiskLimits = DiskLimits()
+    extras: VmmExtras = VmmExtras()
     net_bytes_per_s: int = 0
     sync_back: bool = False
     health: HealthOptions = HealthOptions()
@@ -184,7 +186,7 @@ def _run_machine(
         stop_timeout_s=DEFAULT_STOP_TIMEOUT_S if request.stop_timeout_s is None else request.stop_timeout_s,
         boot_timeout_s=request.boot_timeout_s or engine.settings.boot_timeout_s, labels=dict(request.labels),
         profile=engine.settings.profile, volumes=sorted(image.config.config.volumes), mounts=mounts, sync_back=request.sync_back,
-        disk_limits=request.disk_limits, net_bytes_per_s=request.net_bytes_per_s,
+        disk_limits=request.disk_limits, extras=request.extras, net_bytes_per_s=request.net_bytes_per_s,
     )  # fmt: skip
 
     def make_disks(machine: MachineLayout) -> None:

@@ -18,6 +18,7 @@ from firebuild.machine.metadata import MMDS_ADDRESS, plan_metadata
 from firebuild.machine.services import MachineServices
 from firebuild.machine.spec import Boot, MachineSpec, Restore
 from firebuild.network.attach import Attachment
+from firebuild.vmm.extras import VmmExtras, apply_extras
 from firebuild.vmm.models import (
     BootSource,
     Drive,
@@ -30,6 +31,7 @@ from firebuild.vmm.models import (
     Vsock,
     make_limiter,
 )
+from firebuild.vmm.versions import parse_version
 
 _GUEST_CID = 3
 
@@ -158,5 +160,7 @@ def _boot(
     from firebuild.vmm.api import open_api
 
     with open_api(paths.api_socket, deadline) as api:
+        if spec.extras != VmmExtras():
+            setup = apply_extras(setup, spec.extras, parse_version(api.get_version()))
         api.configure(setup)
         api.start_instance()

@@ -52,6 +52,7 @@ from firebuild.machine.state import ENDED, HOST_REBOOT, MachineRecord, Progress,
 from firebuild.machine.supervisor import Owner, SupervisorLink, open_owner, open_supervisor, read_tail, start_supervisor
 from firebuild.names import MachineId
 from firebuild.network.attach import Attachment, attach_network, detach_network
+from firebuild.vmm.extras import VmmExtras, check_extras
 from firebuild.vmm.process import plan_emulator
 
 if TYPE_CHECKING:
@@ -167,6 +168,10 @@ def _choose(services: MachineServices, spec: MachineSpec) -> VmmChoice:
     """The VMM, with all that can be known to be wrong with it and with the machine's limits before anything exists."""
     choice = services.vmm.choose()
     plan_group(services.vmm, services.layout, spec, jailed=choice.jailed is not None)
+    if spec.extras != VmmExtras():
+        from firebuild.vmm.programs import find_version
+
+        check_extras(spec.extras, find_version(choice))
     return choice
 
 

@@ -12,6 +12,7 @@ from firebuild.errors import UsageError
 from firebuild.host.cgroups import Limits
 from firebuild.host.identity import ProcessIdentity
 from firebuild.names import MachineId, PortMapping
+from firebuild.vmm.extras import VmmExtras
 
 DEFAULT_KERNEL_ARGS = "console=ttyS0 reboot=k panic=1 quiet cryptomgr.notests random.trust_cpu=on"
 # Every process of a build at the same addresses: QEMU's software CPU then translates a program once, and not each time
@@ -192,7 +193,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     `net_bytes_per_s`: what each of its interfaces may send, and be sent, in a second; 0: no limit.
     `snapshot`, `snapshot_id`: the snapshot that it was started from, if any.
     `disk_limits`: of each drive; those whose id begins with `disk` are the user's own files and devices.
-    `limits`: of the VMM with its guest.
+    `limits`: of the VMM with its guest. `extras`: what else is asked of the VMM.
     """
 
     id: MachineId
@@ -238,6 +239,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     net_bytes_per_s: int = 0
     snapshot: str = ""
     snapshot_id: str = ""
+    extras: VmmExtras = VmmExtras()
 
     @property
     def networks(self) -> list[NetworkJoin]:

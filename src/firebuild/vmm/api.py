@@ -116,6 +116,10 @@ class VmmApi:
     def configure(self, setup: VmmSetup) -> None:
         """Put everything that a machine needs before it starts."""
         self.request("PUT", "/machine-config", setup.machine)
+        if setup.cpu_config is not None:
+            self.request("PUT", "/cpu-config", setup.cpu_config)
+        if setup.balloon is not None:
+            self.request("PUT", "/balloon", setup.balloon)
         self.request("PUT", "/boot-source", setup.boot)
         for drive in setup.drives:
             self.request("PUT", f"/drives/{drive.drive_id}", drive)

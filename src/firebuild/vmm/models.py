@@ -14,6 +14,8 @@ class MachineConfiguration(msgspec.Struct, frozen=True, omit_defaults=False):
     mem_size_mib: int
     smt: bool = False
     track_dirty_pages: bool = False
+    cpu_template: str | msgspec.UnsetType = msgspec.UNSET
+    huge_pages: str = "None"
 
 
 class BootSource(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -79,6 +81,15 @@ class MmdsConfig(msgspec.Struct, frozen=True):
     ipv4_address: str = "169.254.169.254"
 
 
+class Balloon(msgspec.Struct, frozen=True):
+    """PUT /balloon. `amount_mib`: MiB that the guest gives away at its start; `stats_polling_interval_s` 0: it tells nothing."""
+
+    amount_mib: int
+    deflate_on_oom: bool = True
+    stats_polling_interval_s: int = 1
+    free_page_reporting: bool | msgspec.UnsetType = msgspec.UNSET
+
+
 class VmmSetup(msgspec.Struct, frozen=True):
     """Everything that is put before InstanceStart, in the order in which it is put."""
 
@@ -89,6 +100,8 @@ class VmmSetup(msgspec.Struct, frozen=True):
     interfaces: list[NetworkInterface] = []
     mmds_config: MmdsConfig | None = None
     mmds: dict[str, Any] | None = None
+    cpu_config: dict[str, Any] | None = None
+    balloon: Balloon | None = None
 
 
 class SnapshotCreate(msgspec.Struct, frozen=True):

@@ -67,6 +67,11 @@ def choose_vmm(
     return VmmChoice(binary)
 
 
+def find_version(choice: VmmChoice) -> Version | None:
+    """The version of the Firecracker that was chosen; None for the emulator. Raises VmmError."""
+    return None if choice.program is None else _ask("Firecracker", choice.program)
+
+
 def _read_head(path: str, key: str) -> bytes:
     try:
         with open(path, "rb") as file:

@@ -31,12 +31,14 @@ OLDEST = Version(1, 12, 0)
 FEATURES: dict[str, Version] = {
     "pci": Version(1, 13, 0),
     "serial-file": Version(1, 14, 0),
+    "page-reporting": Version(1, 14, 0),
     "pmem": Version(1, 14, 0),
     "memory-hotplug": Version(1, 14, 0),
     "clock-realtime": Version(1, 16, 0),
     "vsock-override": Version(1, 16, 0),
     "serial-rate-limit": Version(1, 16, 0),
     "bzimage": Version(1, 17, 0),
+    "transparent-huge-pages": Version(1, 17, 0),
 }
 
 

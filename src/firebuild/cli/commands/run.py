@@ -32,6 +32,7 @@ from firebuild.machine.spec import (
     parse_restart_policy,
 )
 from firebuild.names import parse_port_mappings, parse_size
+from firebuild.vmm.extras import VmmExtras, parse_extras
 
 
 # What follows the image is the command's, options too, as with docker run.
@@ -96,6 +97,17 @@ from firebuild.names import parse_port_mappings, parse_size
     show_default=True,
     help="Memory: MiB, or with a unit: 512m, 2g.",
 )
+@click.option(
+    "--balloon", metavar="SIZE",
+    help="A memory balloon of that size: the guest gives so much back, and what it frees, until it needs it.",
+)  # fmt: skip
+@click.option(
+    "--huge-pages", default="none", show_default=True, help="Pages of the guest's memory: none, transparent, 2m."
+)
+@click.option(
+    "--cpu-template", metavar="NAME|@FILE",
+    help="Firecracker's CPU template (C3, T2, T2S, T2CL, T2A), or a file with one of your own.",
+)  # fmt: skip
 @click.option(
     "--volume", "-v", "volumes", multiple=True, metavar="NAME:/PATH[:ro]",
     help="A folder of the machine on a named volume, made where it is missing; or ./FOLDER:/PATH: a copy of that folder.",
@@ -171,6 +183,7 @@ def run(**options: Any) -> int:
         attaches = True
         if tty and stdin:
             terminal.require_terminal()
+    memory_mib = parse_size(options["memory"], default_unit="m") >> 20
     request = RunRequest(
         image=image,
         command=command,
@@ -179,7 +192,8 @@ def run(**options: Any) -> int:
         kernel=options["kernel"],
         kernel_args=options["kernel_args"],
         cpus=options["cpus"],
-        memory_mib=parse_size(options["memory"], default_unit="m") >> 20,
+        memory_mib=memory_mib,
+        extras=_parse_extras(options, memory_mib),
         disk_size_bytes=parse_size(options["disk_size"], default_unit="m"),
         root_mode=options["root_mode"],
         read_only=options["read_only"],
@@ -250,6 +264,14 @@ def _run_clones(options: Mapping[str, Any]) -> int:
             click.echo(record.spec.id)
             return 0
         return follow_machine(engine, record.spec.id, remove=options["auto_remove"], plan=None)
+
+
+def _parse_extras(options: Mapping[str, Any], memory_mib: int) -> VmmExtras:
+    balloon = options["balloon"]
+    return parse_extras(
+        cpu_template=options["cpu_template"], huge_pages=options["huge_pages"], memory_mib=memory_mib,
+        balloon_bytes=None if balloon is None else parse_size(balloon, default_unit="m"),
+    )  # fmt: skip
 
 
 def _plan_joins(options: Mapping[str, Any]) -> list[NetworkJoin]:
