@@ -146,6 +146,7 @@ class Layout:
         self.volume_lock = self.locks / "volumes"
         self.snapshots = state / "snapshots"
         self.snapshot_lock = self.locks / "snapshots"
+        self.warm_lock = self.locks / "warm"
         self.scratch = state / "scratch"
         self.rootfs = rootfs_root or state / "rootfs"
         self.cni = state / "cni"

@@ -72,6 +72,7 @@ class Settings(msgspec.Struct, frozen=True):
     root_disk_bytes: int
     cache_disk_bytes: int
     trust_host_ca: bool
+    warm: bool
     profile: str = DEFAULT_PROFILE
 
 
@@ -246,6 +247,8 @@ SETTINGS: tuple[Setting, ...] = (
             "size of the disks of cache mounts (sparse)"),
     Setting("trust_host_ca", "trust-host-ca", ("FIREBUILD_TRUST_HOST_CA",), _switch, False,
             "whether build steps trust this host's certificates"),
+    Setting("warm", "warm", ("FIREBUILD_WARM",), _switch, False,
+            "whether machines start from a snapshot of a guest that is ready, which is made by the first of them"),
 )  # fmt: skip
 
 # Flags of the built-in storage provider that are short for one of its properties: flag → property.

@@ -50,10 +50,13 @@ def get_boot(engine: Engine, name: str | None) -> tuple[Kernel, Boot]:
 
 def remove_kernel(engine: Engine, name: str) -> None:
     """Remove a kernel. Raises NotFoundError, BusyError while a machine that has not ended, or a snapshot, uses it."""
+    from firebuild.engine.warm import forget_kernel
+
     kernel = engine.kernels.get(parse_object_name("kernel", name))
     for record in engine.machines.records.list_all(kind=None):
         if record.spec.kernel == kernel.name and record.state not in ENDED:
             raise BusyError(f"the kernel {kernel.name} is used by the machine {record.spec.name}")
+    forget_kernel(engine, kernel.name)
     for snapshot in engine.snapshots.list_all():
         if snapshot.spec.kernel == kernel.name:
             raise BusyError(

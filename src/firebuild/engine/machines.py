@@ -69,6 +69,7 @@ class RunRequest(msgspec.Struct, frozen=True):
 
     `memory_mib`: MiB. `env` wins over the image's variables. `ssh_keys`: public keys, one a line, for
     `ssh_users`; without these for the user whom the image names. `caller_attaches`: the entrypoint waits for that.
+    `warm`: None for what the settings say.
     """
 
     image: str
@@ -107,6 +108,7 @@ class RunRequest(msgspec.Struct, frozen=True):
     disk_limits: DiskLimits = DiskLimits()
     extras: VmmExtras = VmmExtras()
     net_bytes_per_s: int = 0
+    warm: bool | None = None
     sync_back: bool = False
     health: HealthOptions = HealthOptions()
     pull: str = "missing"
@@ -198,7 +200,12 @@ def _run_machine(
             make_blank(machine.upper_disk, spec.disk_size_bytes, journal=True, label="upper")
         fill_disks(engine, spec, machine)
 
-    record = start_machine(engine.machines, spec, boot, prepare=make_disks, await_attach=request.caller_attaches)
+    if engine.settings.warm if request.warm is None else request.warm:
+        from firebuild.engine.warm import start_warm
+
+        record = start_warm(engine, spec, boot, prepare=make_disks, await_attach=request.caller_attaches, report=report)
+    else:
+        record = start_machine(engine.machines, spec, boot, prepare=make_disks, await_attach=request.caller_attaches)
     for attachment in find_attachments(engine.networks, machine_id):
         for warning in attachment.warnings:
             report(f"warning: {warning}")

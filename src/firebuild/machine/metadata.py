@@ -147,7 +147,7 @@ def plan_boot_document(
         "mmds": {"address": MMDS_ADDRESS, "interface": "eth0"} if mmds else None,
         "metadata": None,
         "stop_signal": parse_signal(spec.entrypoint.stop_signal),
-        "start_entrypoint": spec.kind == "run",
+        "start_entrypoint": spec.kind == "run" and not spec.template,
         "tty": spec.tty,
         "stdin": spec.stdin,
         "await_attach": await_attach,

@@ -41,6 +41,12 @@ class _Facts(msgspec.Struct, frozen=True):
 def check_saveable(spec: MachineSpec, paths: MachineLayout) -> list[SharedDisk]:
     """The disks that a machine shares with others. Raises SnapshotError for one that it shares and may write to: its clones
     would write to the same file system at once, each believing that it is alone."""
+    if spec.extras.huge_pages == "2M":
+        # Firecracker's docs/hugepages.md: its memory cannot be mapped from a file.
+        raise SnapshotError(
+            f"{spec.name} has its memory in pages of 2 MiB, which no VMM restores from a file",
+            hint="run what is to be saved without `--huge-pages 2m`",
+        )
     shared = []
     for drive in spec.drives:
         if _is_own(drive.path, paths):

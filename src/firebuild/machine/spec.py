@@ -191,6 +191,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     `profile`: the profile that it belongs to. `mounts`: in the order in which they are mounted.
     `sync_back`: its folders of the host are copied back when it has ended.
     `net_bytes_per_s`: what each of its interfaces may send, and be sent, in a second; 0: no limit.
+    `template`: it is made to be saved when its guest is ready, and has no entrypoint.
     `snapshot`, `snapshot_id`: the snapshot that it was started from, if any.
     `disk_limits`: of each drive; those whose id begins with `disk` are the user's own files and devices.
     `limits`: of the VMM with its guest. `extras`: what else is asked of the VMM.
@@ -237,6 +238,7 @@ class MachineSpec(msgspec.Struct, frozen=True):
     disk_limits: DiskLimits = DiskLimits()
     limits: Limits = Limits()
     net_bytes_per_s: int = 0
+    template: bool = False
     snapshot: str = ""
     snapshot_id: str = ""
     extras: VmmExtras = VmmExtras()

@@ -46,6 +46,11 @@ from firebuild.vmm.extras import VmmExtras, parse_extras
 )
 @click.option("--tls-verify/--no-tls-verify", default=None, help="Whether the registry must have a good certificate.")
 @click.option("--authfile", type=click.Path(path_type=Path), help="File of registry credentials.")
+@click.option(
+    "--warm/--no-warm",
+    default=None,
+    help="Start from a snapshot of a guest that is ready; the first start makes it. Default: the profile's `warm`.",
+)
 @click.option("--from-snapshot", metavar="NAME", help="Start from a snapshot, in place of an image.")
 @click.option(
     "-n", "--count", type=click.IntRange(1), default=1, show_default=True, help="With --from-snapshot: how many."
@@ -177,13 +182,12 @@ def run(**options: Any) -> int:
     if options["from_snapshot"] is not None or options["count"] != 1:
         return _run_clones(options)
     image, command = _image_and_command(options["image"], options["words"])
-    tty, stdin, attaches = options["tty"], options["interactive"], False
+    tty, stdin = options["tty"], options["interactive"]
     keys = parse_detach_keys(options["detach_keys"])
-    if (tty or stdin) and not options["daemonize"]:
-        attaches = True
-        if tty and stdin:
-            terminal.require_terminal()
-    memory_mib = parse_size(options["memory"], default_unit="m") >> 20
+    attaches = (tty or stdin) and not options["daemonize"]
+    if attaches and tty and stdin:
+        terminal.require_terminal()
+    memory_mib = parse_size(options[\"memory\"], default_unit=\"m\") >> 20
     request = RunRequest(
         image=image,
         command=command,
@@ -226,6 +230,7 @@ def run(**options: Any) -> int:
         restart=parse_restart_policy(options["restart"]),
         health=parse_health_options(options),
         pull=options["pull"],
+        warm=options["warm"],
         access=Access(options["tls_verify"], options["authfile"], retries=1),
     )
     with Engine() as engine, ExitStack() as stack:

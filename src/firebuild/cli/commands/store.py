@@ -28,13 +28,17 @@ def fsck(repair: bool) -> int:
 def gc(drop_cache: bool, dry_run: bool) -> None:
     """Free space: remove disks, layers and files that no named image, no machine and no cached step needs."""
     from firebuild.engine.store import free_space
+    from firebuild.engine.warm import collect_warm
 
     with Engine() as engine:
+        warm = collect_warm(engine, dry_run=dry_run)
         garbage = free_space(engine, drop_cache=drop_cache, dry_run=dry_run)
     counts = [
         (len(garbage.disk_keys), "disk"),
         (len(garbage.blobs), "blob"),
         (len(garbage.step_keys), "cached step"),
     ]
+    if warm:
+        counts.append((len(warm), "snapshot"))
     what = ", ".join(f"{count} {word}{'s' if count != 1 else ''}" for count, word in counts)
     click.echo(f"{'would remove' if dry_run else 'removed'} {what}: {format_size(garbage.size_bytes)}")
