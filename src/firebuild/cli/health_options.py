@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -36,7 +36,7 @@ def health_options(function: F) -> F:
     return function
 
 
-def parse_health_options(options: dict[str, Any]) -> HealthOptions:
+def parse_health_options(options: Mapping[str, Any]) -> HealthOptions:
     """The options as they were given. Raises UsageError."""
     from firebuild.engine.health import HealthOptions, parse_health_time
 

@@ -42,6 +42,7 @@ from firebuild.machine.spec import (
     MachineSpec,
     NetworkJoin,
     RestartPolicy,
+    VmmExtras,
 )
 from firebuild.machine.state import ENDED, MachineRecord, State
 from firebuild.machine.stopping import stop_machine
@@ -49,7 +50,6 @@ from firebuild.names import MachineId, PortMapping, new_machine_id, parse_hostna
 from firebuild.network.attach import find_attachments
 from firebuild.store.disks import make_blank
 from firebuild.store.images import Image
-from firebuild.vmm.extras import VmmExtras
 
 DEFAULT_UPPER_BYTES = 8 << 30
 NETWORKS_MAX = 8

@@ -13,12 +13,12 @@ from firebuild.host.files import map_os_error
 from firebuild.host.identity import ProcessIdentity, wait_gone
 from firebuild.host.watch import wait_for_path
 from firebuild.layout import MachineLayout
+from firebuild.machine.extras import apply_extras
 from firebuild.machine.isolation import Kept, check_kept
 from firebuild.machine.metadata import MMDS_ADDRESS, plan_metadata
 from firebuild.machine.services import MachineServices
-from firebuild.machine.spec import Boot, MachineSpec, Restore
+from firebuild.machine.spec import Boot, MachineSpec, Restore, VmmExtras
 from firebuild.network.attach import Attachment
-from firebuild.vmm.extras import VmmExtras, apply_extras
 from firebuild.vmm.models import (
     BootSource,
     Drive,

@@ -37,6 +37,7 @@ from firebuild.machine.booting import begin_guest, check_unjailed, link_drives
 from firebuild.machine.claims import claim_disks
 from firebuild.machine.console import find_crash, find_killed
 from firebuild.machine.evidence import REQUEST_FAULTS, collect_evidence, wants_evidence
+from firebuild.machine.extras import check_extras
 from firebuild.machine.isolation import (
     apply_kept,
     note_kept,
@@ -47,12 +48,11 @@ from firebuild.machine.isolation import (
 )
 from firebuild.machine.metadata import plan_boot_document
 from firebuild.machine.services import MachineServices, hold_machine
-from firebuild.machine.spec import Boot, MachineSpec, Restore
+from firebuild.machine.spec import Boot, MachineSpec, Restore, VmmExtras
 from firebuild.machine.state import ENDED, HOST_REBOOT, MachineRecord, Progress, State
 from firebuild.machine.supervisor import Owner, SupervisorLink, open_owner, open_supervisor, read_tail, start_supervisor
 from firebuild.names import MachineId
 from firebuild.network.attach import Attachment, attach_network, detach_network
-from firebuild.vmm.extras import VmmExtras, check_extras
 from firebuild.vmm.process import plan_emulator
 
 if TYPE_CHECKING:

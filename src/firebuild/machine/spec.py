@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -12,7 +13,6 @@ from firebuild.errors import UsageError
 from firebuild.host.cgroups import Limits
 from firebuild.host.identity import ProcessIdentity
 from firebuild.names import MachineId, PortMapping
-from firebuild.vmm.extras import VmmExtras
 
 DEFAULT_KERNEL_ARGS = "console=ttyS0 reboot=k panic=1 quiet cryptomgr.notests random.trust_cpu=on"
 # Every process of a build at the same addresses: QEMU's software CPU then translates a program once, and not each time
@@ -173,6 +173,16 @@ def parse_address(text: str, *, version: int | None = None) -> str:
     if version not in (None, found):
         raise UsageError(f"`{text}` is not an IPv{version} address")
     return text
+
+
+class VmmExtras(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`cpu_template`: a static one's name; `cpu_config`: a custom one; `huge_pages`: None, Transparent or 2M; `balloon_mib`:
+    what the balloon takes at the start, None without a balloon."""
+
+    cpu_template: str = ""
+    cpu_config: dict[str, Any] | None = None
+    huge_pages: str = "None"
+    balloon_mib: int | None = None
 
 
 class MachineSpec(msgspec.Struct, frozen=True):

@@ -11,9 +11,17 @@ import pytest
 from firebuild.engine.warm import LABEL, find_obstacle, plan_key, plan_template
 from firebuild.layout import Layout
 from firebuild.machine.metadata import plan_boot_document
-from firebuild.machine.spec import Boot, DiskLimits, DriveSpec, Entrypoint, MachineSpec, MountSpec, NetworkJoin
+from firebuild.machine.spec import (
+    Boot,
+    DiskLimits,
+    DriveSpec,
+    Entrypoint,
+    MachineSpec,
+    MountSpec,
+    NetworkJoin,
+    VmmExtras,
+)
 from firebuild.names import MachineId, parse_port_mappings
-from firebuild.vmm.extras import VmmExtras
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from firebuild.errors import UsageError
-from firebuild.vmm.extras import VmmExtras, apply_extras, check_extras, parse_extras
+from firebuild.machine.extras import apply_extras, check_extras, parse_extras
+from firebuild.machine.spec import VmmExtras
 from firebuild.vmm.models import BootSource, MachineConfiguration, VmmSetup, Vsock
 from firebuild.vmm.versions import OLDEST, Version
 

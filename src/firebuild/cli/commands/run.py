@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,19 +20,23 @@ from firebuild.cli.progress import open_meter
 from firebuild.cli.retired import REFUSED, RUN_OPTIONS, refused_options, retired_options
 from firebuild.engine.core import Engine
 from firebuild.errors import GuestError, UsageError
+from firebuild.machine.extras import parse_extras
 from firebuild.machine.mounts import parse_disk_option, parse_mount_option, parse_volume_option
 from firebuild.machine.spec import (
     DEFAULT_MEMORY_MIB,
     DEFAULT_NETWORK,
     DiskLimits,
     NetworkJoin,
+    VmmExtras,
     parse_address,
     parse_alias,
     parse_network_join,
     parse_restart_policy,
 )
 from firebuild.names import parse_port_mappings, parse_size
-from firebuild.vmm.extras import VmmExtras, parse_extras
+
+if TYPE_CHECKING:
+    from firebuild.engine.machines import RunRequest
 
 
 # What follows the image is the command's, options too, as with docker run.
@@ -176,8 +180,7 @@ def run(**options: Any) -> int:
     """
     from firebuild.cli.attaching import AttachPlan
     from firebuild.cli.foreground import follow_machine
-    from firebuild.engine.machines import RunRequest, run_machine
-    from firebuild.images.skopeo import Access
+    from firebuild.engine.machines import run_machine
 
     if options["from_snapshot"] is not None or options["count"] != 1:
         return _run_clones(options)
@@ -187,8 +190,31 @@ def run(**options: Any) -> int:
     attaches = (tty or stdin) and not options["daemonize"]
     if attaches and tty and stdin:
         terminal.require_terminal()
-    memory_mib = parse_size(options[\"memory\"], default_unit=\"m\") >> 20
-    request = RunRequest(
+    request = _plan_request(options, image, command, attaches=attaches)
+    with Engine() as engine, ExitStack() as stack:
+        write_id = stack.enter_context(_open_cidfile(options["cidfile"]))
+        try:
+            with open_meter(f"preparing {image}") as progress:
+                record = run_machine(engine, request, progress=progress, report=note)
+            write_id(record.spec.id)
+            if options["daemonize"]:
+                click.echo(record.spec.id)
+                return 0
+            plan = AttachPlan(stdin=stdin, keys=keys) if attaches else None
+            return follow_machine(engine, record.spec.id, remove=options["auto_remove"], plan=plan)
+        except GuestError as error:
+            if error.guest_code not in START_FAILURES:
+                raise
+            print_error(error)
+            return START_FAILURES[error.guest_code]
+
+
+def _plan_request(options: Mapping[str, Any], image: str, command: Sequence[str], *, attaches: bool) -> RunRequest:
+    from firebuild.engine.machines import RunRequest
+    from firebuild.images.skopeo import Access
+
+    memory_mib = parse_size(options["memory"], default_unit="m") >> 20
+    return RunRequest(
         image=image,
         command=command,
         name=options["name"],
@@ -218,8 +244,8 @@ def run(**options: Any) -> int:
         user=options["user"],
         workdir=options["workdir"],
         mmds=not options["no_mmds"],
-        tty=tty,
-        stdin=stdin,
+        tty=options["tty"],
+        stdin=options["interactive"],
         caller_attaches=attaches,
         auto_remove=options["auto_remove"] and options["daemonize"],
         caller_removes=options["auto_remove"] and not options["daemonize"],
@@ -233,22 +259,6 @@ def run(**options: Any) -> int:
         warm=options["warm"],
         access=Access(options["tls_verify"], options["authfile"], retries=1),
     )
-    with Engine() as engine, ExitStack() as stack:
-        write_id = stack.enter_context(_open_cidfile(options["cidfile"]))
-        try:
-            with open_meter(f"preparing {image}") as progress:
-                record = run_machine(engine, request, progress=progress, report=note)
-            write_id(record.spec.id)
-            if options["daemonize"]:
-                click.echo(record.spec.id)
-                return 0
-            plan = AttachPlan(stdin=stdin, keys=keys) if attaches else None
-            return follow_machine(engine, record.spec.id, remove=options["auto_remove"], plan=plan)
-        except GuestError as error:
-            if error.guest_code not in START_FAILURES:
-                raise
-            print_error(error)
-            return START_FAILURES[error.guest_code]
 
 
 def _run_clones(options: Mapping[str, Any]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from firebuild.errors import UsageError
+from firebuild.machine.spec import VmmExtras
 from firebuild.vmm.models import Balloon, VmmSetup
 from firebuild.vmm.versions import FEATURES, Version
 
@@ -17,16 +18,6 @@ HUGE_PAGES = {"none": "None", "transparent": "Transparent", "2m": "2M"}
 # The API takes no longer body.
 _TEMPLATE_MAX = 51200
 _TEMPLATE_KEYS = frozenset(("kvm_capabilities", "cpuid_modifiers", "msr_modifiers"))
-
-
-class VmmExtras(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`cpu_template`: a static one's name; `cpu_config`: a custom one; `huge_pages`: None, Transparent or 2M; `balloon_mib`:
-    what the balloon takes at the start, None without a balloon."""
-
-    cpu_template: str = ""
-    cpu_config: dict[str, Any] | None = None
-    huge_pages: str = "None"
-    balloon_mib: int | None = None
 
 
 def parse_extras(*, cpu_template: str | None, huge_pages: str, balloon_bytes: int | None, memory_mib: int) -> VmmExtras:
