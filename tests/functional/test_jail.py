@@ -17,6 +17,7 @@ from tests.support.cli import Cli
 from tests.support.fake_jailer import write_fake_jailer
 from tests.support.fake_machines import FIRST_ID, IMAGE, Jails
 from tests.support.fake_vmm import Script, write_fake_vmm
+from tests.support.processes import runs
 
 needs_groups = pytest.mark.skipif(find_hierarchies() is None, reason="this host shows no control groups")
 
@@ -29,14 +30,6 @@ def jails(firebuild_cli: Cli, tmp_path: Path) -> Iterator[Jails]:
 def _status(pid: int) -> dict[str, str]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: " ".join(value.split()) for name, _, value in (line.partition(":") for line in lines)}
-
-
-def _lives(pid: int) -> bool:
-    """Whether it runs: one that has ended and that the host's init has not looked at yet does not."""
-    try:
-        return not _status(pid)["State"].startswith(("Z", "X"))
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def _lines(text: str, words: int) -> list[list[str]]:
@@ -160,7 +153,7 @@ def test_kill_nine_of_the_supervisor_and_of_the_command(jails: Jails) -> None:
     supervisor = int(_status(pid)["PPid"])
     os.kill(supervisor, signal.SIGKILL)
     assert [line for line in jails.cli.ok("purge").splitlines() if line] == ["one"]
-    assert not _lives(pid)
+    assert not runs(pid)
     # A command that dies while its VMM is being started: the supervisor ends it, and the next command mends the rest.
     environment = {**jails.cli.environment(), **jails.environment(Script(seccomp=True, ready=False))}
     command = jails.cli._argv(["run", "-d", "--name", "two", "--from", IMAGE, "--network", "none"])
@@ -187,9 +180,9 @@ def test_a_jailed_machine_that_no_record_names_is_swept(jails: Jails) -> None:
     os.kill(int(_status(pid)["PPid"]), signal.SIGKILL)
     for file in jails.cli.state.glob("firebuild.db*"):
         file.unlink()
-    assert _lives(pid)
+    assert runs(pid)
     jails.cli.ok("purge")
-    assert not _lives(pid)
+    assert not runs(pid)
     assert jails.claims() == []
 
 

@@ -22,6 +22,7 @@ from tests.support.cli import Cli
 from tests.support.fake_machines import IMAGE, Fake
 from tests.support.fake_vmm import Script
 from tests.support.ledger import Watch
+from tests.support.processes import runs
 
 ROOT = Path(__file__).parents[2]
 RUN = ("run", "-d", "--name", "m", "--from", IMAGE, "--network", "none")
@@ -217,7 +218,7 @@ def test_a_damaged_database_is_named_and_what_it_forgot_is_swept(fake: Fake) -> 
     fake.cli.ok("purge")
     assert is_clean(fake)
     for process in processes["supervisor"]["pid"], processes["vmm"]["pid"]:
-        assert not Path(f"/proc/{process}").exists()
+        assert not runs(process)
     saved.unlink()
 
 

@@ -12,6 +12,7 @@ import pytest
 from tests.support.cli import Cli
 from tests.support.fake_machines import Fake
 from tests.support.fake_vmm import Script
+from tests.support.processes import runs
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_crash_frees_a_volume(fake: Fake) -> None:
     result = fake.run("-d", "--name", "next", "-v", "data:/data")
     assert result.status == 0, result.describe()
     assert fake.state("first") == "lost"
-    assert not Path(f"/proc/{machine['Pid']['Pid']}").exists()
+    assert not runs(machine["Pid"]["Pid"])
     cli.ok("rm", "-f", "first", "next")
 
 

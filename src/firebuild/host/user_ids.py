@@ -41,11 +41,24 @@ def claim_id(folder: Path, first: int, last: int, holder: Path) -> int:
 def free_ids(folder: Path, holder: Path) -> None:
     """Give up what `holder` has; nothing is fine."""
     try:
-        if not folder.is_dir():
+        # Most have none. Nobody takes one for a holder that is being taken down, so that looking needs no lock; and where
+        # descriptors have run out, what is looked for is not kept from being undone.
+        if not folder.is_dir() or not _find_ids(folder, holder):
             return
         with hold_lock(folder / _LOCK, "the ids of VMMs", deadline=Deadline(_LOCK_S, "waiting for the ids of VMMs")):
-            for name in os.listdir(folder):
-                if name != _LOCK and os.readlink(folder / name) == str(holder):
-                    (folder / name).unlink()
+            for name in _find_ids(folder, holder):
+                (folder / name).unlink()
     except OSError as error:
         raise map_os_error(error, f"giving up a user id in `{folder}`") from error
+
+
+def _find_ids(folder: Path, holder: Path) -> list[str]:
+    found = []
+    for name in os.listdir(folder):
+        try:
+            if name != _LOCK and os.readlink(folder / name) == str(holder):
+                found.append(name)
+        except FileNotFoundError:
+            # Another machine's, given up meanwhile.
+            continue
+    return found
