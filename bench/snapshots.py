@@ -49,7 +49,7 @@ def measure_pause(source: str) -> float:
     with Engine() as engine:
         record = engine.machines.records.get(source)
         text = engine.layout.machine(record.spec.id).vmm_log.read_text()
-    seen = [line.split()[0] for line in text.splitlines() if "PATCH request on '/vm'" in line][-2:]
+    seen = [line.split()[0] for line in text.splitlines() if 'Patch request on "/vm"' in line][-2:]
     first, last = (float(stamp[17:]) + 60 * int(stamp[14:16]) for stamp in seen)
     return (last - first) % 3600
 
@@ -73,8 +73,19 @@ def main() -> None:
     parser.add_argument("--image", default="debian:bookworm-slim")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clones", type=int, default=32)
+    parser.add_argument("--network", default="machines", help="the machines' network; `none` leaves its cost out")
     options = parser.parse_args()
-    command = ("--memory", str(MEMORY_MIB), "--from", options.image, "--", "sleep", "1000000")
+    command = (
+        "--memory",
+        str(MEMORY_MIB),
+        "--network",
+        options.network,
+        "--from",
+        options.image,
+        "--",
+        "sleep",
+        "1000000",
+    )
     names: list[str] = ["bench-source"]
     try:
         firebuild("run", "-d", "--name", "bench-source", *command)
