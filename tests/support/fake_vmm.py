@@ -20,6 +20,8 @@ from socketserver import ThreadingMixIn, UnixStreamServer
 
 REQUEST, REPLY, ERROR, EVENT, STDIN, STDOUT, DATA, EXIT = 0x01, 0x02, 0x03, 0x04, 0x10, 0x11, 0x13, 0x14
 _LONG_S = 86400.0
+# Of a snapshot, whatever the machine's size.
+MEMORY_BYTES = 64 << 10
 
 
 @dataclass
@@ -75,13 +77,17 @@ class FakeGuest:
         self.uds = uds
         self.push: socket.socket | None = None
 
-    def boot(self) -> None:
+    def connect(self) -> socket.socket:
         push = self.push = socket.socket(socket.AF_UNIX)
         push.connect(f"{self.uds}_1025")
         request = {"op": "boot", "protocol": 1, "version": "fake", "kernel": "0.0.0-fake", "boot_id": "00"}
         self.send(push, REQUEST, request)
         kind, _ = receive(push)
         assert kind == REPLY
+        return push
+
+    def boot(self) -> None:
+        push = self.connect()
         self.send(push, EVENT, {"event": "step", "name": "fake step"})
         if self.script.push:
             push.sendall(bytes.fromhex(self.script.push))
@@ -175,8 +181,15 @@ class FakeGuest:
             self.send_bytes(self.push, STDOUT, b"signal %d\n" % request["signal"])
             if request["signal"] == self.script.end_on_signal:
                 self.end(128 + request["signal"])
-        elif op == "clock":
+        elif op in ("clock", "continue"):
             self.send(stream, REPLY, {})
+        elif op == "pause-for-snapshot":
+            self.send(stream, REPLY, {"held_by": "signals"})
+        elif op == "resume":
+            self.connect()
+            self.send(stream, REPLY, {"steps": []})
+            assert self.push is not None
+            self.send(self.push, EVENT, {"event": "ready", "uptime_ms": 1, "entrypoint_pid": 1})
         elif op == "attach" and self.script.attach:
             self.attach(stream)
         elif op == "restart-policy":
@@ -282,6 +295,12 @@ class _Handler(BaseHTTPRequestHandler):
             guest = FakeGuest(self.script, self.uds)
             for task in (guest.serve_control, guest.boot):
                 threading.Thread(target=task, daemon=True).start()
+        if self.path == "/snapshot/create":
+            Path(body["snapshot_path"]).write_bytes(b"state")
+            Path(body["mem_file_path"]).write_bytes(b"memory".ljust(MEMORY_BYTES, b"\0"))
+        if self.path == "/snapshot/load":
+            type(self).uds = body["vsock_override"]["uds_path"]
+            threading.Thread(target=FakeGuest(self.script, self.uds).serve_control, daemon=True).start()
         self.reply(204, None)
 
     do_PATCH = do_PUT

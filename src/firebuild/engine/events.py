@@ -18,6 +18,8 @@ def _fits_label(event: Event, text: str) -> bool:
 
 
 def _fits_machine(event: Event, text: str) -> bool:
+    if event.type == "snapshot":
+        return event.attributes.get("machine") == text
     return event.type == "machine" and (event.object.startswith(text) or event.attributes.get("name") == text)
 
 

@@ -1,4 +1,4 @@
-"""What becomes of images and builds, as events."""
+"""What becomes of images, snapshots and builds, as events."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from firebuild.names import parse_reference
 if TYPE_CHECKING:
     from firebuild.build.services import BuildResult
     from firebuild.engine.core import Engine
+    from firebuild.machine.snapshots import Snapshot
     from firebuild.names import Reference
     from firebuild.store.images import Image
 
@@ -30,6 +31,16 @@ def note_names(engine: Engine, names: Sequence[str]) -> None:
 def note_image(engine: Engine, action: str, image: Image, name: str) -> None:
     """An image has been pulled, loaded, imported or pushed."""
     note_event(engine.database, "image", action, image.manifest_digest, {"image": name})
+
+
+def note_snapshot(engine: Engine, action: str, name: str, snapshot: Snapshot | None) -> None:
+    """A snapshot has been created or removed; None: its record could not be read. One that ends with its command is nobody's business."""
+    if snapshot is None:
+        note_event(engine.database, "snapshot", action, "", {"name": name})
+    elif snapshot.owner is None:
+        spec = snapshot.spec
+        known = {"name": name, "image": spec.image or None, "machine": spec.name, "kind": snapshot.kind}
+        note_event(engine.database, "snapshot", action, snapshot.id, known, snapshot.labels)
 
 
 @contextmanager

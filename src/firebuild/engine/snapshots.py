@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from firebuild.engine.core import Engine
+from firebuild.engine.happenings import note_snapshot
 from firebuild.engine.kernels import get_boot
 from firebuild.engine.machines import get_running, make_name
 from firebuild.engine.space import require_room
@@ -97,6 +98,7 @@ def _create(
                 owner=find_identity(os.getpid()) if temporary else None, stays=not stop,
             )  # fmt: skip
             store.publish(stage, made)
+        note_snapshot(engine, "created", name, made)
     if stop:
         stop_machine(engine.machines, engine.machines.records.get(spec.id), timeout_s=0)
     return made
@@ -147,6 +149,7 @@ def remove(engine: Engine, name: str, *, force: bool = False) -> None:
         except StoreError:
             # A record that cannot be read names nobody.
             store.remove(name)
+            note_snapshot(engine, "removed", name, None)
             return
         children = store.list_children(snapshot)
         if children:
@@ -156,6 +159,7 @@ def remove(engine: Engine, name: str, *, force: bool = False) -> None:
                 hint=f"remove them first: firebuild snapshot rm {children[0].name}",
             )
         store.remove(name)
+        note_snapshot(engine, "removed", name, snapshot)
 
 
 def check_snapshots(engine: Engine) -> list[str]:

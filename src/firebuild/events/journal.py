@@ -24,7 +24,7 @@ class Statements(Protocol):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One thing that has happened. `id`: ascending; `at_ns`: Unix time; `type`: machine, image or build; `object`: an id."""
+    """One thing that has happened. `id`: ascending; `at_ns`: Unix time; `type`: machine, image, snapshot or build; `object`: an id."""
 
     id: int
     at_ns: int

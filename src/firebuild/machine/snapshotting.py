@@ -14,7 +14,7 @@ from firebuild.guest.control import request_continue, request_pause_for_snapshot
 from firebuild.host import log
 from firebuild.host.deadline import Deadline
 from firebuild.host.files import map_os_error
-from firebuild.host.identity import ProcessIdentity, find_identity
+from firebuild.host.identity import ProcessIdentity, find_identity, wait_gone
 from firebuild.host.interrupts import hold_interrupts
 from firebuild.host.kvm import find_cpu_model, find_host_mode
 from firebuild.host.sparse import clone_file, digest_content
@@ -150,6 +150,10 @@ def _save(spec: MachineSpec, paths: MachineLayout, stage: Path, *, diff: bool) -
 def go_on(services: MachineServices, record: MachineRecord, paths: MachineLayout) -> None:
     """Let a machine that was held for a snapshot go on. The lock is held. Raises nothing: what fails is logged, and the machine stays
     paused."""
+    vmm = record.progress.vmm
+    if vmm is not None and wait_gone(vmm, 0):
+        log.warning(__name__, "the VMM of the machine %s has ended while it was saved", record.spec.name)
+        return
     try:
         with open_api(paths.api_socket, Deadline(_GO_ON_S, "resuming the machine")) as api:
             api.resume()

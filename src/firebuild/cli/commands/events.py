@@ -1,4 +1,4 @@
-"""`firebuild events`: what happens to machines, images and builds."""
+"""`firebuild events`: what happens to machines, images, snapshots and builds."""
 
 from __future__ import annotations
 
