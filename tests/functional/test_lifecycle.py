@@ -228,7 +228,8 @@ def test_run_takes_cidfile_stop_signal_stop_timeout_and_the_originals_flags(fake
     )  # fmt: skip
     assert started.status == 0, started.describe()
     assert cidfile.read_text() == started.stdout.strip()
-    assert "note: --cpu-template has no effect" in started.stderr
+    assert "note: --ht-enabled has no effect" in started.stderr
+    assert '"cpu_template":"T2"' in started.stderr, started.describe()
     refused = fake.run("-d", "--root-drive-partuuid", "x")
     assert refused.status == 125 and "--root-drive-partuuid does not go" in refused.stderr, refused.describe()
     again = fake.run("-d", "--cidfile", str(cidfile))
