@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -9,6 +10,8 @@ from contextlib import suppress
 from typing import NoReturn
 
 INTERRUPTED_STATUS = 130
+# Python's own limit (700) is reached some eighty times while a command is imported, and nothing is found.
+_GARBAGE_LIMIT = 50_000
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
@@ -18,6 +21,7 @@ def main() -> NoReturn:
     # set: a shell starts background commands with it ignored, and Python would leave it so.
     for number in SIGNALS:
         signal.signal(number, _interrupt)
+    gc.set_threshold(_GARBAGE_LIMIT)
     try:
         from firebuild.cli.main import run_cli
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from firebuild.kernels.store import KernelStore
     from firebuild.machine.services import MachineServices
     from firebuild.machine.snapshots import SnapshotStore
+    from firebuild.machine.state import MachineRecords
     from firebuild.network.conflist import NetworkSettings
     from firebuild.store.blobs import BlobStore
     from firebuild.store.caches import CacheStore
@@ -222,15 +223,21 @@ class Engine:
         )
 
     @cached_property
+    def machine_records(self) -> MachineRecords:
+        """The records of machines: all that showing them needs."""
+        from firebuild.machine.state import MachineRecords
+
+        return MachineRecords(self.database)
+
+    @cached_property
     def machines(self) -> MachineServices:
         """What the life of machines needs."""
         from firebuild.engine.vmm import plan_vmm_settings
         from firebuild.machine.services import MachineServices
-        from firebuild.machine.state import MachineRecords
 
         return MachineServices(
             layout=self.layout,
-            records=MachineRecords(self.database),
+            records=self.machine_records,
             networks=self.networks,
             vmm=plan_vmm_settings(self),
         )

@@ -31,12 +31,12 @@ def list_machines(
     for text in filters.get("health", ()):
         if text not in HEALTHS:
             raise UsageError(f"`{text}` is not a health", hint=f"choose {', '.join(HEALTHS)}")
-    records = engine.machines.records
+    records = engine.machine_records
     times = {key: [records.get(text).created_at_ns for text in filters.get(key, ())] for key in ("before", "since")}
     ended_too = show_all or last is not None or "status" in filters or "exited" in filters
     found = [
         record
-        for record in records.list_all()
+        for record in records.list_all(ended_too=ended_too)
         if (ended_too or record.effective_state not in ENDED or record.effective_state is State.LOST)
         and all(any(FILTERS[key](record, text) for text in texts) for key, texts in filters.items() if key in FILTERS)
         and all(record.created_at_ns < moment for moment in times["before"])

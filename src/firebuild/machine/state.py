@@ -214,9 +214,13 @@ class MachineRecords:
         rows = self._database.query(f"SELECT {_COLUMNS} FROM machines WHERE id = ?", (machine_id,))
         return _decode(rows[0]) if rows else None
 
-    def list_all(self, kind: str | None = "run") -> list[MachineRecord]:
-        """All machines of a kind (None: of every kind), oldest first."""
-        where, parameters = ("", ()) if kind is None else (" WHERE kind = ?", (kind,))
+    def list_all(self, kind: str | None = "run", *, ended_too: bool = True) -> list[MachineRecord]:
+        """All machines of a kind (None: of every kind), oldest first. Without `ended_too` only those that run, or should."""
+        tests: dict[str, tuple[str, ...]] = {} if kind is None else {"kind = ?": (kind,)}
+        if not ended_too:
+            tests["state NOT IN (?, ?)"] = (State.STOPPED, State.FAILED)
+        where = f" WHERE {' AND '.join(tests)}" if tests else ""
+        parameters = tuple(value for values in tests.values() for value in values)
         rows = self._database.query(f"SELECT {_COLUMNS} FROM machines{where} ORDER BY created_at_ns", parameters)
         return [_decode(row) for row in rows]
 
