@@ -97,7 +97,7 @@ def test_the_newest_and_a_named_version(cli: Cli, server: WebServer, tmp_path: P
     assert listed == ["1.12.1", "1.16.1"]
     lines = map(json.loads, cli.ok("firecracker", "ls", "--format", "json").splitlines())
     lacks = {one["version"]: one["lacks"] for one in lines}
-    assert "pci" in lacks["1.12.1"] and lacks["1.16.1"] == ["bzimage"]
+    assert "pci" in lacks["1.12.1"] and lacks["1.16.1"] == ["bzimage", "transparent-huge-pages"]
 
     cli.ok("profile", "create", "--profile", "default", "--binary-firecracker", firecracker)
     assert "`default` runs" in cli.refused("firecracker", "rm", "1.16.1").stderr
