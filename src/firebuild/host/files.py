@@ -187,7 +187,10 @@ def require_free(path: Path, needed_bytes: int, purpose: str) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder of our own and all below it; absent is fine. Never crosses into another file system. Raises HostError."""
+    """Remove a folder of our own and all below it; absent is fine. Never crosses into another file system. Raises HostError.
+
+    What vanishes meanwhile (a process that is ending removes its own sockets) does not keep the rest from being removed.
+    """
     import shutil
 
     if not path.exists() and not path.is_symlink():
@@ -197,10 +200,24 @@ def remove_tree(path: Path) -> None:
         for folder, names, _ in os.walk(path):
             for name in names:
                 below = os.path.join(folder, name)
-                if not os.path.islink(below) and os.lstat(below).st_dev != device:
+                if _device_of(below) not in (device, None):
                     raise HostError(f"`{below}` is a mount point; nothing below `{path}` was removed")
-        shutil.rmtree(path)
+        shutil.rmtree(path, onerror=_skip_absent)
     except FileNotFoundError:
         return
     except OSError as error:
         raise map_os_error(error, f"removing `{path}`") from error
+
+
+def _device_of(path: str) -> int | None:
+    """The file system that holds `path` itself, a link not followed; None if it is gone."""
+    try:
+        return os.lstat(path).st_dev
+    except FileNotFoundError:
+        return None
+
+
+def _skip_absent(_function: object, _path: str, failure: tuple[type[BaseException], BaseException, object]) -> None:
+    """shutil.rmtree's `onerror`: what is gone is as it should be."""
+    if not isinstance(failure[1], FileNotFoundError):
+        raise failure[1]
