@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 from tests.support.cli import Cli
 from tests.support.fake_machines import IMAGE, Fake
 from tests.support.fake_vmm import Script
+from tests.support.full_disk import fill
 from tests.support.ledger import Watch
 from tests.support.processes import runs
 
@@ -174,9 +176,10 @@ def test_a_full_and_a_read_only_state(ledger: None, private_folders: Watch, tmp_
         fake = Fake(cli, tmp_path)
         for name in ("first", "second"):
             assert fake.run("-d", "--name", name, script=Script(output="hello\n")).status == 0
-        with open(folder / "filler", "wb") as file:
-            room = os.statvfs(folder)
-            os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize)
+            end = time.monotonic() + 120
+            while cli.ok("logs", name) != "hello\n":
+                assert time.monotonic() < end
+        filler = fill(folder)
         refused = fake.run("-d", "--name", "third")
         assert refused.status == 125 and "space" in refused.stderr, refused.describe()
         done = cli.run("exec", "second", "--", "anything")
@@ -186,7 +189,7 @@ def test_a_full_and_a_read_only_state(ledger: None, private_folders: Watch, tmp_
         cli.ok("stop", "first")
         assert fake.state("first") in ("stopped", "lost")
         cli.ok("rm", "first")
-        (folder / "filler").unlink()
+        filler.unlink()
 
         bind = f'mount --bind {folder} {folder}; mount -o remount,bind,ro {folder}; exec "$@"'
         read_only = under(cli, "unshare", "--mount", "sh", "-c", bind, "sh")

@@ -21,6 +21,7 @@ from firebuild.store.images import Image, ImageConfig, RootFs
 from tests.support.cli import Cli
 from tests.support.fake_machines import Fake
 from tests.support.fake_vmm import Script
+from tests.support.full_disk import fill
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 HOLDER = """
@@ -108,20 +109,6 @@ def small(tmp_path: Path, private_folders: object, firebuild_cli: Cli) -> Iterat
         yield Cli(folder, firebuild_cli.run_folder)
     finally:
         subprocess.run(["umount", folder], check=True)
-
-
-def fill(folder: Path) -> None:
-    with (folder / "filler").open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"x" * 65536)
-        except OSError:
-            pass
-        try:
-            while True:
-                file.write(b"x")
-        except OSError:
-            pass
 
 
 def test_removing_works_where_no_byte_is_free(small: Cli) -> None:
